@@ -1,0 +1,186 @@
+"""What each constant of ``config/settings.py`` may be, and a loader that refuses anything else."""
+
+import difflib
+import runpy
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from src.core.errors import UserError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+SETTINGS_FILE = PROJECT_ROOT / "config" / "settings.py"
+
+Positive = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0.0)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class EncoderSettings(_Strict):
+    """One entry of ``ENCODERS``."""
+
+    model: Name
+    unit: Literal["document", "chunk"]
+    weight: Annotated[float, Field(gt=0.0)] = 1.0
+    query_prefix: str | None = None
+    document_prefix: str | None = None
+
+
+class CorpusColumns(_Strict):
+    """Column names of the corpus file."""
+
+    id: Name
+    title: Name
+    text: Name
+
+
+class QuestionsColumns(_Strict):
+    """Column names of the questions file."""
+
+    id: Name
+    query: Name
+
+
+class LabelsColumns(_Strict):
+    """Column names of the labels file."""
+
+    query_id: Name
+    doc_id: Name
+
+
+class Settings(_Strict):
+    """All settings; each field is the constant of the same name in ``config/settings.py``, in lower case."""
+
+    enable_cross_encoder_reranking: bool
+    cross_encoder_model: Name
+    reranker_candidate_k: Positive
+    reranker_batch_size: Positive
+    top_k: Positive
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+    cpu_threads: Annotated[int, Field(ge=0)]
+    cross_encoder_model_multilingual: Name | None
+    when_model_unavailable: Literal["embedded", "fail"]
+    encoders: list[EncoderSettings]
+    encoder_batch_size: Positive
+    encoder_max_tokens: Annotated[int, Field(ge=16)]
+    chunk_tokens: Annotated[int, Field(ge=16)]
+    chunk_overlap_tokens: Annotated[int, Field(ge=0)]
+    bm25_backend: Literal["bm25s", "rank_bm25"]
+    bm25_k1: Annotated[float, Field(gt=0.0)]
+    bm25_b: Annotated[float, Field(ge=0.0, le=1.0)]
+    bm25_document_weight: Weight
+    bm25_chunk_weight: Weight
+    fusion_method: Literal["convex", "rrf"]
+    rrf_k: Positive
+    search_depth_documents: Positive
+    search_depth_chunks: Positive
+    reranker_blend_weight: Annotated[float, Field(ge=0.0, le=1.0)]
+    reranker_passages_per_document: Positive
+    reranker_max_length: Annotated[int, Field(ge=32)]
+    corpus_file: Name
+    questions_file: Name
+    labels_file: Name
+    corpus_columns: CorpusColumns
+    questions_columns: QuestionsColumns
+    labels_columns: LabelsColumns
+    data_dir: Name
+    output_file: Name
+    log_file: Name
+
+    @field_validator("encoders")
+    @classmethod
+    def _distinct_encoders(cls, encoders: list[EncoderSettings]) -> list[EncoderSettings]:
+        keys = [(e.model, e.unit, e.query_prefix, e.document_prefix) for e in encoders]
+        if len(set(keys)) != len(keys):
+            raise ValueError("the same model, unit and prefixes stand twice in the list")
+        return encoders
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.chunk_overlap_tokens >= self.chunk_tokens:
+            raise ValueError(
+                f"CHUNK_OVERLAP_TOKENS = {self.chunk_overlap_tokens} must be below CHUNK_TOKENS = {self.chunk_tokens}"
+            )
+        if self.reranker_candidate_k < self.top_k:
+            raise ValueError(
+                f"RERANKER_CANDIDATE_K = {self.reranker_candidate_k} must not be below TOP_K = {self.top_k}"
+            )
+        if not self.encoders and self.bm25_document_weight == 0 and self.bm25_chunk_weight == 0:
+            raise ValueError("ENCODERS is empty and both BM25 weights are 0: nothing is left to search with")
+        return self
+
+    def snapshot(self) -> dict[str, Any]:
+        """Constant name -> plain value, as kept with every run."""
+        return {name.upper(): value for name, value in self.model_dump(mode="json").items()}
+
+
+def load_settings(path: Path = SETTINGS_FILE) -> Settings:
+    """Read and check the constants of a settings file.
+
+    Raises:
+        UserError: where the file cannot be read, or a constant is missing, misspelt, of the wrong type or out of
+            range; the message names the constant, its value, and for an unknown one the nearest valid name.
+    """
+    try:
+        values = runpy.run_path(str(path))
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read: {type(error).__name__}: {error}. Mend the line it names.") from error
+    constants = {name: value for name, value in values.items() if name.isupper() and not name.startswith("_")}
+    known = {name.upper() for name in Settings.model_fields}
+    for name in constants:
+        if name not in known:
+            raise UserError(f"{path}: unknown setting {name}.{_nearest(name, known)}")
+    for name in values:
+        # `Top_K = 10` or `top_k = 10` would otherwise be dropped without a word.
+        if (
+            name not in constants
+            and not name.startswith("_")
+            and name.upper() in known | {_closest(name.upper(), known)}
+        ):
+            raise UserError(f"{path}: unknown setting {name}.{_nearest(name.upper(), known)}")
+    missing = sorted(known - set(constants))
+    if missing:
+        raise UserError(f"{path}: setting {missing[0]} is missing. Put it back, as in the project's own settings.py.")
+    try:
+        return Settings(**{name.lower(): _as_float(name, value) for name, value in constants.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = [str(part) for part in first["loc"]]
+        message = first["msg"].removeprefix("Value error, ")
+        if not where:
+            raise UserError(f"{path}: {message}.") from error
+        name = where[0].upper() + "".join(f"[{part!r}]" if not part.isdigit() else f"[{part}]" for part in where[1:])
+        hint = ""
+        if first["type"] == "extra_forbidden":
+            hint = _nearest(where[-1], set(EncoderSettings.model_fields))
+        raise UserError(f"{path}: {name} = {first['input']!r} is not valid: {message}.{hint}") from error
+
+
+def _as_float(name: str, value: object) -> object:
+    """A whole number where a fraction is meant (``BM25_B = 1``) is what users type; a bool is not."""
+    field = Settings.model_fields[name.lower()]
+    if field.annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if name == "ENCODERS" and isinstance(value, (list, tuple)):
+        return [
+            {k: float(v) if k == "weight" and type(v) is int else v for k, v in entry.items()}
+            if isinstance(entry, dict)
+            else entry
+            for entry in value
+        ]
+    return value
+
+
+def _closest(name: str, known: set[str]) -> str | None:
+    matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
+    return matches[0] if matches else None
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.4)
+    return f" Did you mean {matches[0]}?" if matches else ""

@@ -1,0 +1,80 @@
+"""Step 1: raw CSV files become cleaned documents, chunks, questions and labels in <data folder>/processed."""
+
+import logging
+from collections.abc import Sequence
+
+from transformers import AutoTokenizer
+
+from _cli import PROJECT_ROOT, Settings, main, preparation_parser
+from _inputs import (
+    Inputs,
+    choose_inputs,
+    chunk_tokenizer_directory,
+    corpus_identity,
+    load_queries,
+    log_inputs,
+    prepared_corpus,
+    questions_current,
+    questions_identity,
+)
+from _plans import encoder_plans
+from src.core.errors import StaleArtifactError
+from src.core.storage import save_corpus, save_questions
+from src.core.types import Chunks, Corpus
+from src.indexing import EncoderPlan
+from src.insight.progress import progress_bar
+from src.models.resolve import ModelResolver
+from src.stages.preprocess import chunk_corpus, read_corpus, summarize
+
+log = logging.getLogger("search")
+
+
+def _prepare(inputs: Inputs, settings: Settings, encoders: tuple[EncoderPlan, ...], resolver: ModelResolver) -> None:
+    assert inputs.corpus is not None
+    corpus = read_corpus(inputs.corpus, settings.corpus_columns.model_dump())
+    # Questions and labels are read before anything is written: one bad row there must not leave half a preparation.
+    queries, qrels = load_queries(inputs, settings, corpus)
+    tokenizer = AutoTokenizer.from_pretrained(chunk_tokenizer_directory(encoders, resolver), local_files_only=True)
+    with progress_bar("Cutting documents into chunks", len(corpus)) as progress:
+        chunks = chunk_corpus(corpus, tokenizer, settings.chunk_tokens, settings.chunk_overlap_tokens, progress)
+    identity = corpus_identity(inputs, settings, encoders)
+    extra = {"origin": inputs.origin, "corpus_file_name": inputs.corpus.name}
+    save_corpus(inputs.data.corpus, corpus, chunks, *identity, extra=extra)
+    save_questions(
+        inputs.data.questions,
+        queries,
+        qrels,
+        questions_identity(inputs, settings, corpus.fingerprint),
+        extra={"origin": inputs.origin},
+    )
+    for label, value in summarize(corpus, chunks, queries, qrels).rows():
+        log.info("  %-28s %s", label, value)
+
+
+def _current(inputs: Inputs, settings: Settings, encoders: tuple[EncoderPlan, ...]) -> tuple[Corpus, Chunks] | None:
+    try:
+        found = prepared_corpus(inputs, settings, encoders)
+    except StaleArtifactError as reason:
+        log.info("Preparing: %s", str(reason).rsplit(" Run: ", 1)[0])
+        return None
+    return found if questions_current(inputs, settings, found[0].fingerprint) else None
+
+
+def run(settings: Settings, arguments: Sequence[str]) -> None:
+    """Preprocess, or with ``--if-stale`` only where that is needed."""
+    parser = preparation_parser("01_preprocess.py", __doc__ or "", settings)
+    flags = parser.parse_args(arguments)
+    inputs = choose_inputs(flags, settings, PROJECT_ROOT)
+    log_inputs(inputs, PROJECT_ROOT)
+    resolver = ModelResolver(PROJECT_ROOT / "data" / "models", PROJECT_ROOT, settings.when_model_unavailable)
+    encoders = encoder_plans(settings, resolver)
+    if inputs.corpus is None or (flags.if_stale and _current(inputs, settings, encoders)):
+        corpus, _ = prepared_corpus(inputs, settings, encoders)
+        log.info("Preprocessing: up to date (%d documents).", len(corpus))
+        return
+    _prepare(inputs, settings, encoders, resolver)
+    log.info("Preprocessing: done.")
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,203 @@
+"""Which corpus, questions and labels a command works on, and whether the prepared data still fits them."""
+
+import logging
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config import Settings
+from src.core.artifacts import MANIFEST_NAME, file_sha256, fingerprint, read_manifest, require_current
+from src.core.errors import StaleArtifactError, UserError
+from src.core.storage import DataFolder, load_corpus, load_questions
+from src.core.types import Chunks, Corpus, Qrels, Queries
+from src.indexing import EncoderPlan
+from src.models.resolve import EMBEDDED, ModelResolver
+from src.stages.preprocess import read_qrels, read_queries
+
+SAMPLE_NAME = "sample"
+PREPROCESS_COMMAND = "python scripts/01_preprocess.py"
+
+log = logging.getLogger("search")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files of a command.
+
+    Attributes:
+        data: the data folder.
+        corpus, questions, labels: CSV files; ``None`` where the prepared copy is used (or there are no labels).
+        origin: ``flags``, ``raw``, ``prepared`` or ``sample``: where the corpus comes from.
+        no_labels: why there are no labels, for the log.
+        command: flags to repeat in the advice of an error.
+    """
+
+    data: DataFolder
+    corpus: Path | None
+    questions: Path | None
+    labels: Path | None
+    origin: str
+    no_labels: str
+    command: str
+
+
+def choose_inputs(flags: Namespace, settings: Settings, project: Path) -> Inputs:
+    """Flags first; then ``<data folder>/raw``; then what is prepared in the data folder; then the sample.
+
+    Raises:
+        UserError: where a file named by a flag does not exist, or a corpus comes without questions.
+    """
+    data = DataFolder(flags.data_dir.resolve())
+    for flag in ("corpus", "questions", "labels"):
+        path = getattr(flags, flag)
+        if path is not None and not path.is_file():
+            raise UserError(f"--{flag} {path}: no such file. Give the path of an existing CSV file.")
+    raw = {"corpus": settings.corpus_file, "questions": settings.questions_file, "labels": settings.labels_file}
+    files = {key: data.raw / name for key, name in raw.items()}
+    sample = {key: project / settings.data_dir / SAMPLE_NAME / name for key, name in raw.items()}
+
+    prepared = _prepared_origin(data)
+    if flags.corpus is not None:
+        origin, corpus = "flags", flags.corpus
+    elif files["corpus"].is_file():
+        origin, corpus = "raw", files["corpus"]
+    elif prepared not in (None, SAMPLE_NAME):
+        origin, corpus = "prepared", None
+    else:
+        origin, corpus = "sample", sample["corpus"]
+
+    questions, labels, why = flags.questions, flags.labels, ""
+    if questions is None:
+        questions, own_labels = _default_questions(origin, files, sample, data)
+        if labels is None:
+            labels = own_labels
+    elif labels is None and questions.resolve() == files["questions"].resolve() and files["labels"].is_file():
+        labels = files["labels"]
+    elif labels is None:
+        why = "--questions was given without --labels"
+    if labels is None and not why:
+        why = str(_shown(files["labels"], project))
+    return Inputs(data, corpus, questions, labels, origin, why, _repeat(flags, project, settings))
+
+
+def _default_questions(
+    origin: str, files: dict[str, Path], sample: dict[str, Path], data: DataFolder
+) -> tuple[Path | None, Path | None]:
+    """Questions and labels where no flag names the questions; ``None`` means the prepared copy."""
+    if origin == "sample":
+        return sample["questions"], sample["labels"] if sample["labels"].is_file() else None
+    if files["questions"].is_file():
+        return files["questions"], files["labels"] if files["labels"].is_file() else None
+    if (data.questions / MANIFEST_NAME).is_file():
+        return None, None
+    raise UserError(f"{files['questions']}: no such file. Put the questions there, or give them with --questions FILE.")
+
+
+def _prepared_origin(data: DataFolder) -> str | None:
+    path = data.corpus / MANIFEST_NAME
+    if not path.is_file():
+        return None
+    origin = read_manifest(path, PREPROCESS_COMMAND).extra.get("origin")
+    return str(origin) if origin else None
+
+
+def _shown(path: Path, project: Path) -> Path:
+    try:
+        return path.resolve().relative_to(project)
+    except ValueError:
+        return path
+
+
+def _repeat(flags: Namespace, project: Path, settings: Settings) -> str:
+    parts = [f" --{name} {value}" for name in ("corpus", "questions", "labels") if (value := getattr(flags, name))]
+    if flags.data_dir.resolve() != (project / settings.data_dir).resolve():
+        parts.append(f" --data-dir {flags.data_dir}")
+    return "".join(parts)
+
+
+def log_inputs(inputs: Inputs, project: Path) -> None:
+    """First lines of every script: what it works on."""
+    if inputs.origin == "sample":
+        log.info("No data in %s: this run uses the sample in data/sample (a fictional bank).", inputs.data.raw)
+    elif inputs.origin == "prepared":
+        log.info("No corpus file in %s: this run uses the corpus prepared in %s.", inputs.data.raw, inputs.data.corpus)
+    log.info("Data folder: %s", _shown(inputs.data.root, project))
+
+
+def chunk_tokenizer_directory(encoders: tuple[EncoderPlan, ...], resolver: ModelResolver) -> Path:
+    """Directory of the tokenizer that measures chunks: that of the first bi-encoder, else of the embedded one."""
+    if encoders:
+        return encoders[0].model.directory
+    return resolver.resolve(EMBEDDED["bi-encoder"], "bi-encoder").directory
+
+
+def corpus_identity(
+    inputs: Inputs, settings: Settings, encoders: tuple[EncoderPlan, ...]
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """What the prepared corpus must have been made from and with.
+
+    Where there is no corpus file (a folder copied from another machine), the prepared one is taken at its word.
+    """
+    tokenizer = encoders[0].model.fingerprint if encoders else EMBEDDED["bi-encoder"]
+    if inputs.corpus is not None:
+        corpus_file = file_sha256(inputs.corpus)
+    else:
+        corpus_file = read_manifest(inputs.data.corpus / MANIFEST_NAME, PREPROCESS_COMMAND).inputs["corpus_file"]
+    shaping = {
+        "columns": settings.corpus_columns.model_dump(),
+        "CHUNK_TOKENS": settings.chunk_tokens,
+        "CHUNK_OVERLAP_TOKENS": settings.chunk_overlap_tokens,
+    }
+    return {"corpus_file": corpus_file, "tokenizer": tokenizer}, shaping
+
+
+def questions_identity(inputs: Inputs, settings: Settings, corpus_fingerprint: str) -> dict[str, str]:
+    """What the prepared questions must have been made from."""
+    if inputs.questions is None:
+        return dict(read_manifest(inputs.data.questions / MANIFEST_NAME, PREPROCESS_COMMAND).inputs)
+    columns = [settings.questions_columns.model_dump(), settings.labels_columns.model_dump()]
+    return {
+        "questions_file": file_sha256(inputs.questions),
+        "labels_file": file_sha256(inputs.labels) if inputs.labels is not None else "none",
+        "corpus": corpus_fingerprint,
+        "columns": fingerprint(columns),
+    }
+
+
+def prepared_corpus(inputs: Inputs, settings: Settings, encoders: tuple[EncoderPlan, ...]) -> tuple[Corpus, Chunks]:
+    """The prepared corpus, checked.
+
+    Raises:
+        StaleArtifactError: where it is missing, damaged, or was made from another file or with other settings.
+    """
+    fix = PREPROCESS_COMMAND + inputs.command
+    require_current(inputs.data.corpus, "corpus", *corpus_identity(inputs, settings, encoders), fix=fix)
+    return load_corpus(inputs.data.corpus, fix)
+
+
+def load_queries(inputs: Inputs, settings: Settings, corpus: Corpus) -> tuple[Queries, Qrels | None]:
+    """Questions and labels, from their files or the prepared copy."""
+    if inputs.questions is None:
+        fix = PREPROCESS_COMMAND + inputs.command
+        require_current(
+            inputs.data.questions, "questions", questions_identity(inputs, settings, corpus.fingerprint), {}, fix=fix
+        )
+        queries, qrels = load_questions(inputs.data.questions, fix)
+        if inputs.labels is None:
+            return queries, qrels
+    else:
+        queries = read_queries(inputs.questions, settings.questions_columns.model_dump())
+    if inputs.labels is None:
+        return queries, None
+    return queries, read_qrels(inputs.labels, settings.labels_columns.model_dump(), queries, corpus)
+
+
+def questions_current(inputs: Inputs, settings: Settings, corpus_fingerprint: str) -> bool:
+    """Whether the prepared questions are those of the files."""
+    try:
+        identity = questions_identity(inputs, settings, corpus_fingerprint)
+        require_current(inputs.data.questions, "questions", identity, {}, fix=PREPROCESS_COMMAND)
+    except StaleArtifactError:
+        return False
+    return True

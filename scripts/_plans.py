@@ -1,0 +1,78 @@
+"""Settings and flags become the plain plans that the pipeline takes."""
+
+from argparse import Namespace
+from collections.abc import Iterator
+
+from config import Settings
+from src.core.types import Chunks, Corpus, Queries
+from src.indexing import EncoderPlan, IndexPlan
+from src.models.resolve import ModelResolver, ResolvedModel
+from src.pipeline import SearchPlan
+
+
+def encoder_plans(settings: Settings, resolver: ModelResolver) -> tuple[EncoderPlan, ...]:
+    """The bi-encoders of the settings, resolved; a model that is named twice is resolved once."""
+    resolved = {
+        name: resolver.resolve(name, "bi-encoder") for name in dict.fromkeys(e.model for e in settings.encoders)
+    }
+    return tuple(
+        EncoderPlan(resolved[e.model], e.unit, e.weight, e.query_prefix, e.document_prefix) for e in settings.encoders
+    )
+
+
+def index_plan(settings: Settings, encoders: tuple[EncoderPlan, ...], device: str) -> IndexPlan:
+    """What the indices are made with."""
+    weights = bm25_weights(settings)
+    return IndexPlan(
+        encoders=encoders,
+        batch_size=settings.encoder_batch_size,
+        max_tokens=settings.encoder_max_tokens,
+        bm25_backend=settings.bm25_backend,
+        bm25_k1=settings.bm25_k1,
+        bm25_b=settings.bm25_b,
+        bm25_units=tuple(unit for unit, weight in weights.items() if weight > 0),
+        device=device,
+    )
+
+
+def bm25_weights(settings: Settings) -> dict[str, float]:
+    """Unit -> weight of BM25 in the fusion."""
+    return {"document": settings.bm25_document_weight, "chunk": settings.bm25_chunk_weight}
+
+
+def search_plan(settings: Settings, flags: Namespace, reranker: ResolvedModel | None) -> SearchPlan:
+    """How this run searches and reranks."""
+    return SearchPlan(
+        bm25_weights=bm25_weights(settings),
+        fusion=settings.fusion_method,
+        rrf_k=settings.rrf_k,
+        depth_documents=max(settings.search_depth_documents, settings.reranker_candidate_k),
+        depth_chunks=settings.search_depth_chunks,
+        candidate_k=max(settings.reranker_candidate_k, flags.top_k),
+        top_k=flags.top_k,
+        reranker=reranker,
+        batch_size=settings.reranker_batch_size,
+        max_length=settings.reranker_max_length,
+        blend_weight=settings.reranker_blend_weight,
+        passages_per_document=settings.reranker_passages_per_document,
+    )
+
+
+def plan_lines(
+    corpus: Corpus, chunks: Chunks, queries: Queries, indices: IndexPlan, plan: SearchPlan, labels: str
+) -> Iterator[str]:
+    """Lines that say what will run: models and where they came from, device, sizes, K, labels."""
+    yield f"Corpus: {len(corpus):,} documents, {len(chunks):,} chunks. Questions: {len(queries):,}. Labels: {labels}."
+    for encoder in indices.encoders:
+        yield f"Bi-encoder over {encoder.unit}s: {encoder.model.describe()}, weight {encoder.weight:g}"
+    for unit in indices.bm25_units:
+        yield f"BM25 over {unit}s: {indices.bm25_backend}, k1 {indices.bm25_k1:g}, b {indices.bm25_b:g}, weight {plan.bm25_weights[unit]:g}"
+    fusion = plan.fusion if plan.fusion == "convex" else f"rrf, k {plan.rrf_k}"
+    yield f"Fusion: {fusion}. Device: {indices.device}."
+    if plan.reranker is None:
+        yield f"Reranking: off. Submission: top {plan.top_k} of stage one."
+    else:
+        yield (
+            f"Reranking: {plan.reranker.describe()}, {plan.candidate_k} candidates, "
+            f"{plan.passages_per_document} passage(s) each, blend weight {plan.blend_weight:g}. Submission: top {plan.top_k}."
+        )

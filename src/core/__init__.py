@@ -1,0 +1,1 @@
+"""What flows between the stages, and how it is kept on disk."""

@@ -1,0 +1,220 @@
+"""Where everything lies in a data folder, and how types become files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from src.core.artifacts import (
+    MANIFEST_NAME,
+    Manifest,
+    atomic_directory,
+    atomic_path,
+    describe_files,
+    save_manifest,
+)
+from src.core.errors import StaleArtifactError
+from src.core.types import PAD, Chunks, Corpus, Floats, Qrels, Queries, Run
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """The folder of one corpus."""
+
+    root: Path
+
+    @property
+    def raw(self) -> Path:
+        """The users' files."""
+        return self.root / "raw"
+
+    @property
+    def corpus(self) -> Path:
+        """Cleaned documents and chunks."""
+        return self.root / "processed" / "corpus"
+
+    @property
+    def questions(self) -> Path:
+        """Cleaned questions and labels."""
+        return self.root / "processed" / "questions"
+
+    @property
+    def runs(self) -> Path:
+        """One parquet file and one manifest per stage."""
+        return self.root / "runs"
+
+    def embeddings(self, name: str) -> Path:
+        """Vectors of one encoder over one unit."""
+        return self.root / "embeddings" / name
+
+    def index(self, name: str) -> Path:
+        """One index."""
+        return self.root / "indices" / name
+
+
+def _read(path: Path, fix: str) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise StaleArtifactError(f"{path}: cannot be read ({str(error).splitlines()[0]}). Run: {fix}") from error
+
+
+def save_corpus(
+    folder: Path,
+    corpus: Corpus,
+    chunks: Chunks,
+    inputs: Mapping[str, str],
+    settings: Mapping[str, Any],
+    extra: Mapping[str, Any],
+) -> None:
+    """Write documents, chunks and their manifest, all or nothing."""
+    with atomic_directory(folder) as temporary:
+        table = pa.table({"web_id": corpus.doc_ids, "title": corpus.titles, "text": corpus.texts})
+        pq.write_table(table, temporary / "corpus.parquet", compression="zstd")
+        table = pa.table({"doc_row": chunks.doc_rows, "start": chunks.starts, "end": chunks.ends})
+        pq.write_table(table, temporary / "chunks.parquet", compression="zstd")
+        manifest = Manifest(
+            kind="corpus",
+            inputs=inputs,
+            settings=settings,
+            files=describe_files(temporary, ["corpus.parquet", "chunks.parquet"]),
+            counts={"documents": len(corpus), "chunks": len(chunks)},
+            extra=extra,
+        )
+        save_manifest(temporary / MANIFEST_NAME, manifest)
+
+
+def load_corpus(folder: Path, fix: str) -> tuple[Corpus, Chunks]:
+    """Read what :func:`save_corpus` wrote. Check the manifest first."""
+    table = _read(folder / "corpus.parquet", fix)
+    corpus = Corpus(*(tuple(table.column(name).to_pylist()) for name in ("web_id", "title", "text")))
+    table = _read(folder / "chunks.parquet", fix)
+    columns = (table.column(name).to_numpy().astype(np.int32) for name in ("doc_row", "start", "end"))
+    return corpus, Chunks(*columns)
+
+
+def save_questions(
+    folder: Path, queries: Queries, qrels: Qrels | None, inputs: Mapping[str, str], extra: Mapping[str, Any]
+) -> None:
+    """Write questions, labels where there are any, and their manifest, all or nothing."""
+    names = ["questions.parquet"]
+    with atomic_directory(folder) as temporary:
+        pq.write_table(pa.table({"q_id": queries.query_ids, "query": queries.texts}), temporary / names[0])
+        if qrels is not None:
+            pairs = [(q, d) for q, docs in sorted(qrels.relevant.items()) for d in sorted(docs)]
+            table = pa.table({"q_id": [q for q, _ in pairs], "web_id": [d for _, d in pairs]})
+            names.append("qrels.parquet")
+            pq.write_table(table, temporary / names[1])
+        manifest = Manifest(
+            kind="questions",
+            inputs=inputs,
+            settings={},
+            files=describe_files(temporary, names),
+            counts={"questions": len(queries), "labelled": 0 if qrels is None else len(qrels)},
+            extra=extra,
+        )
+        save_manifest(temporary / MANIFEST_NAME, manifest)
+
+
+def load_questions(folder: Path, fix: str) -> tuple[Queries, Qrels | None]:
+    """Read what :func:`save_questions` wrote. Check the manifest first."""
+    table = _read(folder / "questions.parquet", fix)
+    queries = Queries(tuple(table.column("q_id").to_pylist()), tuple(table.column("query").to_pylist()))
+    if not (folder / "qrels.parquet").is_file():
+        return queries, None
+    table = _read(folder / "qrels.parquet", fix)
+    relevant: dict[str, set[str]] = {}
+    for query_id, doc_id in zip(table.column("q_id").to_pylist(), table.column("web_id").to_pylist(), strict=True):
+        relevant.setdefault(query_id, set()).add(doc_id)
+    return queries, Qrels({query_id: frozenset(docs) for query_id, docs in relevant.items()})
+
+
+def save_vectors(
+    folder: Path, vectors: Floats, inputs: Mapping[str, str], settings: Mapping[str, Any], extra: Mapping[str, Any]
+) -> None:
+    """Write float32 [N, D] and its manifest, all or nothing."""
+    with atomic_directory(folder) as temporary:
+        np.save(temporary / "vectors.npy", vectors, allow_pickle=False)
+        manifest = Manifest(
+            kind="embeddings",
+            inputs=inputs,
+            settings=settings,
+            files=describe_files(temporary, ["vectors.npy"]),
+            counts={"vectors": len(vectors), "dimension": vectors.shape[1]},
+            extra=extra,
+        )
+        save_manifest(temporary / MANIFEST_NAME, manifest)
+
+
+def load_vectors(folder: Path, rows: int, fix: str) -> Floats:
+    """Read float32 [N, D].
+
+    Raises:
+        StaleArtifactError: where the file cannot be read, has not ``rows`` rows, or holds a value that is not finite.
+    """
+    path = folder / "vectors.npy"
+    try:
+        vectors: Floats = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise StaleArtifactError(f"{path}: cannot be read ({error}). Run: {fix}") from error
+    if vectors.ndim != 2 or len(vectors) != rows or vectors.dtype != np.float32:
+        raise StaleArtifactError(
+            f"{path}: holds {vectors.dtype} {vectors.shape}, float32 with {rows} rows expected. Run: {fix}"
+        )
+    if not np.isfinite(vectors).all():
+        raise StaleArtifactError(f"{path}: holds values that are not finite. Run: {fix}")
+    return vectors
+
+
+def save_run(folder: Path, run: Run, corpus: Corpus, manifest_extra: Mapping[str, Any]) -> Path:
+    """Write ``<run name>.parquet`` (q_id, web_id, rank from 1, score) and ``<run name>.manifest.json``."""
+    filled = run.doc_rows != PAD
+    counts = filled.sum(axis=1)
+    ids = np.array(corpus.doc_ids, dtype=object)
+    table = pa.table(
+        {
+            "q_id": pa.array(np.repeat(np.array(run.query_ids, dtype=object), counts), pa.string()),
+            "web_id": pa.array(ids[run.doc_rows[filled]], pa.string()),
+            "rank": (np.broadcast_to(np.arange(1, run.depth + 1), run.doc_rows.shape)[filled]).astype(np.int32),
+            "score": run.scores[filled],
+        }
+    )
+    path = folder / f"{run.name}.parquet"
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+    manifest = Manifest(
+        kind="run",
+        inputs={"corpus": run.corpus_fingerprint},
+        settings={},
+        files=describe_files(folder, [path.name]),
+        counts={"questions": len(run.query_ids), "depth": run.depth, "rows": int(counts.sum())},
+        extra=manifest_extra,
+    )
+    save_manifest(folder / f"{run.name}.manifest.json", manifest)
+    return path
+
+
+def load_run(path: Path, corpus: Corpus, query_ids: tuple[str, ...]) -> Run:
+    """Read a saved run, for a given order of the questions.
+
+    Raises:
+        StaleArtifactError: where it names a question or document that is not there.
+    """
+    table = _read(path, "python scripts/03_run_search.py")
+    row_of_query = {query_id: row for row, query_id in enumerate(query_ids)}
+    ranks = table.column("rank").to_numpy()
+    depth = int(ranks.max()) if len(ranks) else 1
+    rows = np.full((len(query_ids), depth), PAD, dtype=np.int32)
+    scores = np.zeros((len(query_ids), depth), dtype=np.float32)
+    try:
+        queries = [row_of_query[q] for q in table.column("q_id").to_pylist()]
+        docs = [corpus.row_of[d] for d in table.column("web_id").to_pylist()]
+    except KeyError as error:
+        raise StaleArtifactError(f"{path}: names {error}, which is not in this corpus or these questions.") from error
+    rows[queries, ranks - 1] = docs
+    scores[queries, ranks - 1] = table.column("score").to_numpy()
+    return Run(path.stem, query_ids, rows, scores, corpus.fingerprint)

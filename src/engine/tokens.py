@@ -1,0 +1,132 @@
+"""Each text is tokenised once; pairs are put together from token ids, as the tokenizer itself would do it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Token ids of N texts, without special tokens, one after another.
+
+    Attributes:
+        ids: int32 [total].
+        offsets: int64 [N + 1]; text i is ``ids[offsets[i]:offsets[i + 1]]``.
+    """
+
+    ids: Ids
+    offsets: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> Ids:
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens per text, int64 [N]."""
+        return np.diff(self.offsets)
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], block: int = 2048) -> TokenTable:
+    """Tokenise N texts without special tokens and without truncation."""
+    parts: list[Ids] = []
+    lengths: list[int] = []
+    for start in range(0, len(texts), block):
+        rows = tokenizer(list(texts[start : start + block]), add_special_tokens=False, truncation=False, verbose=False)
+        parts.extend(np.asarray(ids, dtype=np.int32) for ids in rows["input_ids"])
+        lengths.extend(len(ids) for ids in rows["input_ids"])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return TokenTable(np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32), offsets)
+
+
+@dataclass(frozen=True)
+class PairTemplate:
+    """How a tokenizer joins two texts: ``prefix + question + middle + passage + suffix``.
+
+    Attributes:
+        prefix, middle, suffix: ids of the special tokens.
+        question_type, passage_type: token type of the ids up to the first special token after the question, and of
+            those after it.
+        middle_question_tokens: how many of ``middle`` have the question's token type.
+        uses_types: whether the model takes token types at all.
+    """
+
+    prefix: tuple[int, ...]
+    middle: tuple[int, ...]
+    suffix: tuple[int, ...]
+    question_type: int
+    passage_type: int
+    middle_question_tokens: int
+    uses_types: bool
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> "PairTemplate":
+        """Read the template off the tokenizer's own encoding of a pair.
+
+        Raises:
+            ValueError: where the special tokens do not stand in three runs around two texts.
+        """
+        encoded = tokenizer(
+            "a", "a", add_special_tokens=True, return_special_tokens_mask=True, return_token_type_ids=True
+        )
+        ids, special = encoded["input_ids"], encoded["special_tokens_mask"]
+        types = encoded.get("token_type_ids") or [0] * len(ids)
+        plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+        starts = [
+            i for i in range(len(ids)) if ids[i : i + len(plain)] == plain and not any(special[i : i + len(plain)])
+        ]
+        if len(starts) != 2:
+            raise ValueError(f"the tokenizer does not join pairs in a known way: {ids}")
+        question, passage = starts
+        middle_start = question + len(plain)
+        middle_types = types[middle_start:passage]
+        question_type, passage_type = types[question], types[passage]
+        same = sum(1 for value in middle_types if value == question_type) if question_type != passage_type else 0
+        return cls(
+            prefix=tuple(ids[:question]),
+            middle=tuple(ids[middle_start:passage]),
+            suffix=tuple(ids[passage + len(plain) :]),
+            question_type=question_type,
+            passage_type=passage_type,
+            middle_question_tokens=same,
+            uses_types="token_type_ids" in tokenizer.model_input_names,
+        )
+
+    @property
+    def special_tokens(self) -> int:
+        """Special tokens in a pair."""
+        return len(self.prefix) + len(self.middle) + len(self.suffix)
+
+    def pair_lengths(
+        self, question_lengths: npt.NDArray[np.int64], passage_lengths: npt.NDArray[np.int64], max_length: int
+    ) -> npt.NDArray[np.int64]:
+        """Tokens of each pair after truncation, int64 [P]; the passage is cut, never the question."""
+        room = max_length - self.special_tokens - question_lengths
+        return question_lengths + np.minimum(passage_lengths, room) + self.special_tokens
+
+    def join(self, question: Ids, passage: Ids, max_length: int) -> Ids:
+        """Ids of one pair, the passage cut so that the pair has at most ``max_length`` tokens.
+
+        Raises:
+            ValueError: where the question alone leaves no room.
+        """
+        room = max_length - self.special_tokens - len(question)
+        if room < 0:
+            raise ValueError(f"a question of {len(question)} tokens does not fit into a pair of {max_length}")
+        return np.concatenate(
+            [self.prefix, question, self.middle, passage[:room], self.suffix], dtype=np.int32, casting="unsafe"
+        )
+
+    def types(self, question_length: int, pair_length: int) -> Ids:
+        """Token types of one joined pair, int32 [pair_length]."""
+        border = len(self.prefix) + question_length + self.middle_question_tokens
+        types = np.full(pair_length, self.passage_type, dtype=np.int32)
+        types[:border] = self.question_type
+        return types

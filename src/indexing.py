@@ -1,0 +1,193 @@
+"""Building the indices, and telling whether those on disk are the ones that a run needs."""
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.core.artifacts import MANIFEST_NAME, Manifest, atomic_directory, describe_files, require_current, save_manifest
+from src.core.errors import StaleArtifactError, UserError
+from src.core.storage import DataFolder, load_vectors, save_vectors
+from src.core.text import terms
+from src.core.types import Chunks, Corpus, Floats, Progress, Rows, passage_text
+from src.engine.encoder import SentenceEncoder
+from src.models.resolve import ResolvedModel
+from src.stages.index import Bm25Backend, Bm25Index, FaissIndex
+
+Bars = Callable[[str, int], AbstractContextManager[Progress]]
+Identity = tuple[dict[str, str], dict[str, Any]]
+
+BUILD_COMMAND = "python scripts/02_build_indices.py"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EncoderPlan:
+    """One bi-encoder over one unit.
+
+    Attributes:
+        model: where it lies.
+        unit: ``document`` or ``chunk``.
+        weight: in the fusion.
+        query_prefix, document_prefix: ``None`` takes the model's own.
+    """
+
+    model: ResolvedModel
+    unit: str
+    weight: float
+    query_prefix: str | None = None
+    document_prefix: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of its folders and of its run."""
+        slug = "".join(char if char.isalnum() or char in "-_." else "-" for char in self.model.used)
+        return f"dense-{self.unit}-{slug}"
+
+
+@dataclass(frozen=True)
+class IndexPlan:
+    """What the indices are made from and with."""
+
+    encoders: tuple[EncoderPlan, ...]
+    batch_size: int
+    max_tokens: int
+    bm25_backend: Bm25Backend
+    bm25_k1: float
+    bm25_b: float
+    bm25_units: tuple[str, ...]
+    device: str
+
+
+@dataclass(frozen=True)
+class Units:
+    """The texts of one kind that are indexed: whole documents or chunks. Empty ones are left out.
+
+    Attributes:
+        texts: U passages with their titles.
+        docs: int32 [U], row of the document of each.
+        fingerprint: of the corpus and, for chunks, of their spans.
+    """
+
+    texts: tuple[str, ...]
+    docs: Rows
+    fingerprint: str
+
+
+def units_of(corpus: Corpus, chunks: Chunks, unit: str) -> Units:
+    """The documents (that are not empty) or the chunks of a corpus."""
+    if unit == "chunk":
+        texts = tuple(
+            passage_text(corpus.titles[int(d)], chunks.text(corpus, i)) for i, d in enumerate(chunks.doc_rows)
+        )
+        return Units(texts, chunks.doc_rows, f"{corpus.fingerprint}/{chunks.fingerprint}")
+    pages = [passage_text(title, text) for title, text in zip(corpus.titles, corpus.texts, strict=True)]
+    rows = np.array([row for row, page in enumerate(pages) if page], dtype=np.int32)
+    return Units(tuple(pages[row] for row in rows.tolist()), rows, corpus.fingerprint)
+
+
+def embedding_identity(plan: IndexPlan, encoder: EncoderPlan, units: Units) -> Identity:
+    """Inputs and settings that embeddings, and the index over them, must have been made with."""
+    inputs = {"units": units.fingerprint, "model": encoder.model.fingerprint}
+    settings = {"unit": encoder.unit, "document_prefix": encoder.document_prefix, "max_tokens": plan.max_tokens}
+    return inputs, settings
+
+
+def bm25_identity(plan: IndexPlan, unit: str, units: Units) -> Identity:
+    """Inputs and settings that a BM25 index must have been made with."""
+    settings = {"unit": unit, "backend": plan.bm25_backend, "k1": plan.bm25_k1, "b": plan.bm25_b}
+    return {"units": units.fingerprint, "terms": "snowball-by-script-1"}, settings
+
+
+def _is_current(folder: Path, kind: str, identity: Identity) -> bool:
+    try:
+        require_current(folder, kind, *identity, fix=BUILD_COMMAND)
+    except StaleArtifactError as reason:
+        log.debug("%s", reason)
+        return False
+    return True
+
+
+def indices_current(data: DataFolder, corpus: Corpus, chunks: Chunks, plan: IndexPlan) -> bool:
+    """Whether every index that the plan needs is there and whole."""
+    for encoder in plan.encoders:
+        identity = embedding_identity(plan, encoder, units_of(corpus, chunks, encoder.unit))
+        if not _is_current(data.embeddings(encoder.name), "embeddings", identity):
+            return False
+        if not _is_current(data.index(encoder.name), "faiss", identity):
+            return False
+    return all(
+        _is_current(data.index(f"bm25-{unit}"), "bm25", bm25_identity(plan, unit, units_of(corpus, chunks, unit)))
+        for unit in plan.bm25_units
+    )
+
+
+def build_indices(data: DataFolder, corpus: Corpus, chunks: Chunks, plan: IndexPlan, bars: Bars) -> None:
+    """Encode documents and chunks, index their vectors and terms; what is current is kept.
+
+    Args:
+        data: where embeddings and indices go.
+        corpus, chunks: from preprocessing.
+        bars: makes a progress bar.
+    """
+    vectors_of_text: dict[tuple[str, str | None], dict[str, Floats]] = {}
+    for encoder in plan.encoders:
+        units = units_of(corpus, chunks, encoder.unit)
+        identity = embedding_identity(plan, encoder, units)
+        folder = data.embeddings(encoder.name)
+        if _is_current(folder, "embeddings", identity):
+            log.info("Embeddings %s: up to date, kept", encoder.name)
+            vectors = load_vectors(folder, len(units.texts), BUILD_COMMAND)
+        else:
+            known = vectors_of_text.setdefault((encoder.model.fingerprint, encoder.document_prefix), {})
+            vectors = _encode_units(encoder, units, plan, bars, known)
+            save_vectors(folder, vectors, *identity, extra={"model": encoder.model.record()})
+        _build_faiss(data.index(encoder.name), vectors, identity)
+    for unit in plan.bm25_units:
+        units = units_of(corpus, chunks, unit)
+        _build_bm25(data.index(f"bm25-{unit}"), units, plan, bm25_identity(plan, unit, units))
+
+
+def _encode_units(encoder: EncoderPlan, units: Units, plan: IndexPlan, bars: Bars, known: dict[str, Floats]) -> Floats:
+    """Vectors of the units; a text that the same model has just encoded as another unit is not encoded again."""
+    model = SentenceEncoder(
+        encoder.model.directory, plan.device, encoder.query_prefix, encoder.document_prefix, plan.max_tokens
+    )
+    new = [text for text in dict.fromkeys(units.texts) if text not in known]
+    with bars(f"Encoding {encoder.unit}s", len(new)) as progress:
+        vectors = model.encode(new, "document", plan.batch_size, progress)
+    known.update(zip(new, vectors, strict=True))
+    return np.stack([known[text] for text in units.texts])
+
+
+def _build_faiss(folder: Path, vectors: Floats, identity: Identity) -> None:
+    if _is_current(folder, "faiss", identity):
+        log.info("Index %s: up to date, kept", folder.name)
+        return
+    with atomic_directory(folder) as temporary:
+        FaissIndex.build(vectors).save(temporary / "index.faiss")
+        files = describe_files(temporary, ["index.faiss"])
+        manifest = Manifest("faiss", *identity, files=files, counts={"units": len(vectors)})
+        save_manifest(temporary / MANIFEST_NAME, manifest)
+    log.info("Index %s: %d vectors of %d dimensions", folder.name, *vectors.shape)
+
+
+def _build_bm25(folder: Path, units: Units, plan: IndexPlan, identity: Identity) -> None:
+    if _is_current(folder, "bm25", identity):
+        log.info("Index %s: up to date, kept", folder.name)
+        return
+    lists = [terms(text) for text in units.texts]
+    if not any(lists):
+        raise UserError("no document holds a single word: BM25 has nothing to index. Check CORPUS_COLUMNS.")
+    with atomic_directory(folder) as temporary:
+        Bm25Index.build(lists, plan.bm25_k1, plan.bm25_b, plan.bm25_backend).save(temporary, lists)
+        names = [path.name for path in temporary.iterdir()]
+        files = describe_files(temporary, names)
+        manifest = Manifest("bm25", *identity, files=files, counts={"units": len(lists)})
+        save_manifest(temporary / MANIFEST_NAME, manifest)
+    log.info("Index %s: %d units (%s)", folder.name, len(lists), plan.bm25_backend)

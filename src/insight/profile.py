@@ -1,0 +1,126 @@
+"""Where time and memory went: one line per stage."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import psutil
+
+_MIB = 1024 * 1024
+
+
+@dataclass
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        name: such as ``rerank``.
+        seconds: wall time.
+        items: what it worked on, for the throughput; 0 where that makes no sense.
+        unit: what the items are.
+        peak_mib: highest resident memory of the process while it ran.
+        gpu_peak_mib: highest memory allocated on the GPU while it ran; 0 without a GPU.
+    """
+
+    name: str
+    seconds: float = 0.0
+    items: int = 0
+    unit: str = ""
+    peak_mib: float = 0.0
+    gpu_peak_mib: float = 0.0
+
+
+class _PeakMemory:
+    """Samples the resident memory of this process from a thread."""
+
+    def __init__(self, interval: float = 0.05) -> None:
+        self._process = psutil.Process()
+        self._interval = interval
+        self._stop = threading.Event()
+        self.peak = self._process.memory_info().rss
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval):
+            self.peak = max(self.peak, self._process.memory_info().rss)
+
+    def stop(self) -> int:
+        self._stop.set()
+        self._thread.join()
+        return max(self.peak, self._process.memory_info().rss)
+
+
+@dataclass
+class Profiler:
+    """Collects stages; repeated names add up."""
+
+    stages: list[Stage] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def stage(self, name: str, items: int = 0, unit: str = "") -> Iterator[Stage]:
+        """Time a block; the yielded stage may be given ``items`` once they are known."""
+        record = Stage(name, items=items, unit=unit)
+        memory = _PeakMemory()
+        gpu = _reset_gpu_peak()
+        begin = time.perf_counter()
+        try:
+            yield record
+        finally:
+            record.seconds = time.perf_counter() - begin
+            record.peak_mib = memory.stop() / _MIB
+            record.gpu_peak_mib = _gpu_peak() / _MIB if gpu else 0.0
+            self._add(record)
+
+    def _add(self, record: Stage) -> None:
+        for known in self.stages:
+            if known.name == record.name:
+                known.seconds += record.seconds
+                known.items += record.items
+                known.peak_mib = max(known.peak_mib, record.peak_mib)
+                known.gpu_peak_mib = max(known.gpu_peak_mib, record.gpu_peak_mib)
+                return
+        self.stages.append(record)
+
+    @property
+    def total_seconds(self) -> float:
+        """Wall time since the profiler was made."""
+        return time.perf_counter() - self.started
+
+    def table(self) -> list[str]:
+        """Lines of a table: stage, wall time, share, throughput, peak memory."""
+        total = max(self.total_seconds, 1e-9)
+        lines = [f"{'stage':<14} {'seconds':>9} {'share':>7} {'throughput':>20} {'peak MiB':>9} {'GPU MiB':>8}"]
+        for s in self.stages:
+            rate = f"{s.items / s.seconds:,.1f} {s.unit}/s" if s.items and s.seconds > 0 else "-"
+            lines.append(
+                f"{s.name:<14} {s.seconds:>9.2f} {s.seconds / total:>6.1%} {rate:>20} {s.peak_mib:>9,.0f} "
+                f"{s.gpu_peak_mib:>8,.0f}"
+            )
+        named = sum(s.seconds for s in self.stages)
+        lines.append(f"{'other':<14} {total - named:>9.2f} {(total - named) / total:>6.1%}")
+        lines.append(f"{'total':<14} {total:>9.2f}")
+        return lines
+
+    def record(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return {"total_seconds": self.total_seconds, "stages": [asdict(stage) for stage in self.stages]}
+
+
+def _reset_gpu_peak() -> bool:
+    import torch
+
+    if not torch.cuda.is_available():
+        return False
+    torch.cuda.reset_peak_memory_stats()
+    return True
+
+
+def _gpu_peak() -> int:
+    import torch
+
+    return int(torch.cuda.max_memory_allocated())

@@ -1,0 +1,1 @@
+"""Names become directories: resolving, unpacking and guarding models."""

@@ -1,0 +1,78 @@
+"""The embedded cross-encoder: a LoRA adapter of this project, merged into the embedded bi-encoder's weights."""
+
+import json
+import logging
+from pathlib import Path
+
+from src.core.artifacts import (
+    MANIFEST_NAME,
+    Manifest,
+    atomic_directory,
+    describe_files,
+    file_sha256,
+    fingerprint,
+    read_manifest,
+    require_current,
+    save_manifest,
+)
+from src.core.errors import ModelUnavailableError, StaleArtifactError
+
+NAME = "e5-small-reranker"
+ADAPTER = Path(__file__).resolve().parent / "adapters" / NAME
+
+log = logging.getLogger(__name__)
+
+
+def load_base_classifier(base: Path, layers: int) -> object:
+    """The bi-encoder's lowest ``layers`` layers as a sequence classifier with one (untrained) logit."""
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=1, num_hidden_layers=layers, local_files_only=True, trust_remote_code=False
+    )
+
+
+def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
+    """Merge an adapter into its base and save a plain classifier with its tokenizer into ``folder``.
+
+    Raises:
+        ModelUnavailableError: where a file of the adapter is missing.
+    """
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    for name in ("adapter_config.json", "adapter_model.safetensors", "recipe.json"):
+        if not (adapter / name).is_file():
+            raise ModelUnavailableError(f"{adapter / name}: missing. Get the project's files anew (git checkout).")
+    recipe = json.loads((adapter / "recipe.json").read_text(encoding="utf-8"))
+    classifier = load_base_classifier(base, int(recipe["settings"]["layers"]))
+    merged = PeftModel.from_pretrained(classifier, str(adapter)).merge_and_unload()
+    merged.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(folder)
+
+
+def ensure_merged(adapter: Path, base: Path, folder: Path) -> Path:
+    """Directory of the merged cross-encoder; made once, and anew where the adapter or its base changed."""
+    weights = adapter / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise ModelUnavailableError(f"{weights}: missing. Get the project's files anew (git checkout).")
+    base_manifest = read_manifest(base / MANIFEST_NAME, fix="automatic")
+    inputs = {"adapter": file_sha256(weights), "base": fingerprint(dict(base_manifest.inputs))}
+    try:
+        require_current(folder, "model", inputs, {}, fix="automatic")
+        return folder
+    except StaleArtifactError:
+        log.info("Merging the adapter %s into %s (once) ...", adapter.name, base.name)
+    with atomic_directory(folder) as temporary:
+        merge_adapter(base, adapter, temporary)
+        names = [str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file()]
+        manifest = Manifest(
+            kind="model", inputs=inputs, settings={}, files=describe_files(temporary, names), extra={"base": base.name}
+        )
+        save_manifest(temporary / MANIFEST_NAME, manifest)
+    return folder
+
+
+def ensure_embedded_reranker(models_dir: Path, base: Path) -> Path:
+    """Directory of the embedded cross-encoder. ``base`` is the unpacked embedded bi-encoder."""
+    return ensure_merged(ADAPTER, base, models_dir / NAME)

@@ -1,0 +1,208 @@
+"""A model name becomes a directory: a path, the local hub cache, the hub, or an embedded model; never in silence."""
+
+import difflib
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from src.core.artifacts import MANIFEST_NAME, fingerprint, read_manifest
+from src.core.errors import ModelUnavailableError
+from src.models import embedded_e5, embedded_reranker
+
+Role = Literal["bi-encoder", "cross-encoder"]
+Source = Literal["directory", "local hub cache", "hub", "embedded"]
+
+EMBEDDED_PREFIX = "embedded:"
+EMBEDDED: dict[Role, str] = {
+    "bi-encoder": EMBEDDED_PREFIX + embedded_e5.NAME,
+    "cross-encoder": EMBEDDED_PREFIX + embedded_reranker.NAME,
+}
+CONNECT_TIMEOUT_SECONDS = 5.0
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_SAMPLED_BYTES = 1 << 20
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model that can be loaded.
+
+    Attributes:
+        role: what it is used as.
+        requested: the name in the settings.
+        used: the name of what was found; differs from ``requested`` only with a ``warning``.
+        directory: where it lies.
+        source: where it came from.
+        revision: commit of the hub, or the directory's name; for people.
+        fingerprint: equal for equal models on any machine; artefacts made with the model carry it.
+        warning: why another model stands in, to be repeated wherever results are shown.
+    """
+
+    role: Role
+    requested: str
+    used: str
+    directory: Path
+    source: Source
+    revision: str
+    fingerprint: str
+    warning: str | None = None
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"{self.used} (from {self.source}, revision {self.revision})"
+
+    def record(self) -> dict[str, str | None]:
+        """What a manifest keeps: no machine paths."""
+        return {
+            "role": self.role,
+            "requested": self.requested,
+            "used": self.used,
+            "source": self.source,
+            "revision": self.revision,
+            "fingerprint": self.fingerprint,
+            "warning": self.warning,
+        }
+
+
+class ModelResolver:
+    """Finds models.
+
+    Args:
+        models_dir: where embedded models are unpacked (the project's ``data/models``).
+        root: relative model paths are relative to it.
+        when_unavailable: ``embedded`` puts the embedded model in place of one that cannot be had, with a warning;
+            ``fail`` raises.
+    """
+
+    def __init__(self, models_dir: Path, root: Path, when_unavailable: Literal["embedded", "fail"]) -> None:
+        self.models_dir = models_dir
+        self.root = root
+        self.when_unavailable = when_unavailable
+
+    def resolve(self, name: str, role: Role) -> ResolvedModel:
+        """Find a model: directory, local hub cache, hub, embedded.
+
+        Raises:
+            ModelUnavailableError: unknown embedded name, a path that is not there, or a model that cannot be had
+                while ``when_unavailable`` is ``fail``.
+        """
+        if name.startswith(EMBEDDED_PREFIX):
+            return self._embedded(name, name, role, None)
+        directory = (self.root / Path(name).expanduser()).resolve()
+        if directory.is_dir():
+            _require_model(name, directory)
+            return ResolvedModel(role, name, name, directory, "directory", directory.name, _content(directory))
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise ModelUnavailableError(
+                f"model {name!r}: no directory {directory}. Give an existing one or a hub name."
+            )
+        cached = _from_cache(name)
+        if cached is not None:
+            return ResolvedModel(role, name, name, cached, "local hub cache", cached.name, f"{name}@{cached.name}")
+        try:
+            downloaded = _from_hub(name)
+            return ResolvedModel(role, name, name, downloaded, "hub", downloaded.name, f"{name}@{downloaded.name}")
+        except ModelUnavailableError as error:
+            how = (
+                f"To get it: run `hf download {name}` on a machine with a network and copy its hub cache "
+                f"(~/.cache/huggingface), or set the model's name to a directory."
+            )
+            if self.when_unavailable == "fail":
+                raise ModelUnavailableError(f"{role} {name!r}: {error}. {how}") from error
+            stand_in = EMBEDDED[role]
+            warning = f"{role} {name!r} could not be had ({error}); {stand_in!r} stands in for it"
+            log.warning("WARNING: %s. %s", warning, how)
+            return self._embedded(name, stand_in, role, warning)
+
+    def _embedded(self, requested: str, name: str, role: Role, warning: str | None) -> ResolvedModel:
+        if name != EMBEDDED[role]:
+            near = difflib.get_close_matches(name, EMBEDDED.values(), n=1, cutoff=0.0)
+            raise ModelUnavailableError(
+                f"unknown embedded {role} {name!r}; there is {EMBEDDED[role]!r}."
+                + (f" {name!r} is the embedded {_other(role)}." if near and near[0] == name else "")
+            )
+        directory = embedded_e5.ensure_embedded_e5(self.models_dir)
+        if role == "cross-encoder":
+            directory = embedded_reranker.ensure_embedded_reranker(self.models_dir, directory)
+        # What the files were made from, not their bytes: library versions differ between machines.
+        inputs = read_manifest(directory / MANIFEST_NAME, fix="automatic").inputs
+        origin = fingerprint([name, dict(inputs)])
+        return ResolvedModel(role, requested, name, directory, "embedded", origin, f"{name}@{origin}", warning)
+
+
+def _other(role: Role) -> Role:
+    return "cross-encoder" if role == "bi-encoder" else "bi-encoder"
+
+
+def _content(directory: Path) -> str:
+    """Fingerprint of a model directory: its configuration, and size and ends of its weights (they may be large)."""
+    digest = hashlib.sha256()
+    for name in ("config.json", "tokenizer.json", "modules.json", *_WEIGHTS):
+        path = directory / name
+        if not path.is_file():
+            continue
+        size = path.stat().st_size
+        digest.update(f"{name}:{size}:".encode())
+        with path.open("rb") as handle:
+            digest.update(handle.read(_SAMPLED_BYTES))
+            handle.seek(max(0, size - _SAMPLED_BYTES))
+            digest.update(handle.read(_SAMPLED_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def _has_weights(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in _WEIGHTS)
+
+
+def _require_model(name: str, directory: Path) -> None:
+    for part in ("config.json", "tokenizer_config.json"):
+        if not (directory / part).is_file():
+            raise ModelUnavailableError(f"model {name!r}: {directory} has no {part}. Copy the whole model directory.")
+    if not _has_weights(directory):
+        raise ModelUnavailableError(f"model {name!r}: {directory} has no weights ({' or '.join(_WEIGHTS[::2])}).")
+
+
+def _from_cache(name: str) -> Path | None:
+    """Snapshot in the local hub cache that holds a configuration and weights; no network is touched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json")
+    if not isinstance(config, str):
+        return None
+    snapshot = Path(config).parent
+    return snapshot if _has_weights(snapshot) else None
+
+
+def _from_hub(name: str) -> Path:
+    """Download a model; one short look first, so that a machine without a network learns it within seconds."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    if constants.HF_HUB_OFFLINE:
+        raise ModelUnavailableError("it is not in the local hub cache, and HF_HUB_OFFLINE is set")
+    log.info("Looking for %s on the hub ...", name)
+    try:
+        info = HfApi().model_info(name, timeout=CONNECT_TIMEOUT_SECONDS)
+        files = [sibling.rfilename for sibling in info.siblings or []]
+        safe = any(file.endswith(".safetensors") and "/" not in file for file in files)
+        patterns = [*_SMALL_FILES, "*.safetensors" if safe else "pytorch_model*.bin"]
+        log.info("Downloading %s, revision %s ...", name, info.sha)
+        snapshot = Path(
+            snapshot_download(
+                name,
+                revision=info.sha,
+                allow_patterns=patterns,
+                ignore_patterns=["onnx/*", "openvino/*"],
+                etag_timeout=CONNECT_TIMEOUT_SECONDS,
+            )
+        )
+    except Exception as error:
+        # Every way in which a hub can fail (no route, TLS, 401, 404, disk full) means: it cannot be had now.
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ModelUnavailableError(f"not in the local hub cache; hub: {type(error).__name__}: {reason}") from error
+    if not _has_weights(snapshot):
+        raise ModelUnavailableError("the hub has no weights that transformers can load")
+    return snapshot

@@ -1,0 +1,246 @@
+"""The order of the stages of a run: retrieve -> fuse -> rerank -> evaluate -> submit.
+
+Preprocessing and indexing come before it (:mod:`src.stages.preprocess`, :mod:`src.indexing`). Everything here takes
+plain values and types; nothing reads settings or flags.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from src.core.artifacts import require_current
+from src.core.errors import StaleArtifactError
+from src.core.storage import DataFolder, load_vectors, save_run
+from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Rows, Run
+from src.engine.encoder import SentenceEncoder
+from src.engine.pair_scorer import TorchPairScorer
+from src.indexing import BUILD_COMMAND, Bars, EncoderPlan, IndexPlan, bm25_identity, embedding_identity, units_of
+from src.insight.profile import Profiler
+from src.models.resolve import ResolvedModel
+from src.quality.evaluate import Evaluation, evaluate
+from src.stages.fuse import Method, Weighted, fuse
+from src.stages.index import Bm25Index, FaissIndex
+from src.stages.rerank import CrossEncoderReranker, IdentityReranker, PassageTexts
+from src.stages.retrieve import best_chunks, dense_run, first_chunks, lexical_run
+from src.stages.submit import check_depth, write_submission
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """How a run searches and reranks.
+
+    Attributes:
+        reranker: the cross-encoder; ``None`` turns reranking off.
+        passages_per_document: best chunks of a candidate that the cross-encoder reads.
+    """
+
+    bm25_weights: Mapping[str, float]
+    fusion: Method
+    rrf_k: int
+    depth_documents: int
+    depth_chunks: int
+    candidate_k: int
+    top_k: int
+    reranker: ResolvedModel | None
+    batch_size: int
+    max_length: int
+    blend_weight: float
+    passages_per_document: int
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What stage one hands on.
+
+    Attributes:
+        runs: the run of each index.
+        fused: the candidates.
+        passages: int32 [Q, K, m], the chunks of each candidate to be read, best first.
+    """
+
+    runs: tuple[Run, ...]
+    fused: Run
+    passages: Rows
+
+
+def retrieve(
+    data: DataFolder,
+    corpus: Corpus,
+    chunks: Chunks,
+    queries: Queries,
+    indices: IndexPlan,
+    plan: SearchPlan,
+    profiler: Profiler,
+    bars: Bars,
+) -> Retrieval:
+    """Stage one: search every index and fuse.
+
+    Raises:
+        StaleArtifactError: where an index is missing, stale or damaged; names the command that makes it anew.
+    """
+    weighted: list[Weighted] = []
+    chunk_choice: tuple[Floats, Floats] | None = None
+    query_vectors: dict[tuple[str, str | None], Floats] = {}
+    for encoder in indices.encoders:
+        units = units_of(corpus, chunks, encoder.unit)
+        with profiler.stage("load"):
+            identity = embedding_identity(indices, encoder, units)
+            require_current(data.embeddings(encoder.name), "embeddings", *identity, fix=BUILD_COMMAND)
+            require_current(data.index(encoder.name), "faiss", *identity, fix=BUILD_COMMAND)
+            index = _load_faiss(data.index(encoder.name) / "index.faiss", len(units.texts), indices.device)
+        key = (encoder.model.fingerprint, encoder.query_prefix)
+        if key not in query_vectors:
+            query_vectors[key] = _encode_queries(encoder, queries, indices, profiler, bars)
+        depth = plan.depth_chunks if encoder.unit == "chunk" else plan.depth_documents
+        with profiler.stage("dense search", len(queries), "questions"):
+            run = dense_run(
+                encoder.name, index, query_vectors[key], units.docs, queries, corpus, depth, plan.depth_documents
+            )
+        weighted.append(Weighted(run, encoder.weight))
+        if encoder.unit == "chunk" and chunk_choice is None:
+            vectors = load_vectors(data.embeddings(encoder.name), len(chunks), BUILD_COMMAND)
+            chunk_choice = (query_vectors[key], vectors)
+    for unit in indices.bm25_units:
+        weighted.append(_lexical(data, corpus, chunks, queries, indices, plan, unit, profiler))
+    with profiler.stage("fusion", len(queries), "questions"):
+        depth = max(plan.candidate_k, plan.top_k)
+        fused = fuse(weighted, plan.fusion, plan.rrf_k, depth)
+        count = plan.passages_per_document
+        if chunk_choice is not None:
+            passages = best_chunks(fused, chunks, *chunk_choice, count)
+        else:
+            passages = first_chunks(fused, chunks, count)
+    return Retrieval(tuple(item.run for item in weighted), fused, passages)
+
+
+def _load_faiss(path: Path, units: int, device: str) -> FaissIndex:
+    try:
+        index = FaissIndex.load(path, use_gpu=device.startswith("cuda"))
+    except RuntimeError as error:
+        raise StaleArtifactError(f"{path}: cannot be read ({str(error)[:120]}). Run: {BUILD_COMMAND}") from error
+    if len(index) != units:
+        raise StaleArtifactError(f"{path}: holds {len(index)} vectors, {units} expected. Run: {BUILD_COMMAND}")
+    return index
+
+
+def _encode_queries(
+    encoder: EncoderPlan, queries: Queries, indices: IndexPlan, profiler: Profiler, bars: Bars
+) -> Floats:
+    with profiler.stage("load"):
+        model = SentenceEncoder(
+            encoder.model.directory, indices.device, encoder.query_prefix, encoder.document_prefix, indices.max_tokens
+        )
+    with profiler.stage("encode", len(queries), "questions"), bars("Encoding questions", len(queries)) as progress:
+        return model.encode(queries.texts, "query", indices.batch_size, progress)
+
+
+def _lexical(
+    data: DataFolder,
+    corpus: Corpus,
+    chunks: Chunks,
+    queries: Queries,
+    indices: IndexPlan,
+    plan: SearchPlan,
+    unit: str,
+    profiler: Profiler,
+) -> Weighted:
+    units = units_of(corpus, chunks, unit)
+    folder = data.index(f"bm25-{unit}")
+    with profiler.stage("load"):
+        require_current(folder, "bm25", *bm25_identity(indices, unit, units), fix=BUILD_COMMAND)
+        try:
+            index = Bm25Index.load(folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise StaleArtifactError(f"{folder}: cannot be read ({error}). Run: {BUILD_COMMAND}") from error
+    depth = plan.depth_chunks if unit == "chunk" else plan.depth_documents
+    with profiler.stage("BM25", len(queries), "questions"):
+        run = lexical_run(f"bm25-{unit}", index, units.docs, queries, corpus, depth, plan.depth_documents)
+    return Weighted(run, plan.bm25_weights[unit], absent_is_zero=True)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The outcome of a run.
+
+    Attributes:
+        final: the run that was submitted.
+        before, after: metrics of stage one and of the final run; ``None`` without labels.
+        reranked: whether a cross-encoder had a say.
+        warnings: model swaps and the like, to stand beside every figure.
+    """
+
+    final: Run
+    before: Evaluation | None
+    after: Evaluation | None
+    reranked: bool
+    warnings: Sequence[str] = field(default_factory=tuple)
+
+
+def rerank_candidates(
+    corpus: Corpus,
+    chunks: Chunks,
+    queries: Queries,
+    found: Retrieval,
+    plan: SearchPlan,
+    device: str,
+    profiler: Profiler,
+    bars: Bars,
+) -> Run:
+    """Stage two: the cross-encoder reads the best passages of every candidate; off is the identity."""
+    candidates = found.fused.cut(plan.candidate_k)
+    if plan.reranker is None:
+        return IdentityReranker().rerank(queries, candidates)
+    with profiler.stage("load"):
+        scorer = TorchPairScorer(plan.reranker.directory, device, plan.batch_size, plan.max_length)
+    log.info("✓ Cross-encoder loaded successfully: %s on %s", plan.reranker.describe(), device)
+    with profiler.stage("tokenise") as stage:
+        chosen = found.passages[:, : candidates.depth]
+        passages = PassageTexts.of(corpus, chunks, chosen)
+        reranker = CrossEncoderReranker(scorer, passages, plan.blend_weight)
+        tables = reranker.tokenize(queries)
+        stage.items, stage.unit = len(queries) + len(passages.texts), "texts"
+    pairs = int((passages.rows >= 0).sum())
+    with profiler.stage("rerank", pairs, "pairs"), bars("Processing queries", len(queries)) as progress:
+        return reranker.rerank(queries, candidates, progress, tables)
+
+
+def search(
+    data: DataFolder,
+    corpus: Corpus,
+    chunks: Chunks,
+    queries: Queries,
+    qrels: Qrels | None,
+    indices: IndexPlan,
+    plan: SearchPlan,
+    output: Path,
+    profiler: Profiler,
+    bars: Bars,
+    record: Mapping[str, Any],
+    warnings: Sequence[str] = (),
+) -> SearchResult:
+    """A whole run: retrieve, fuse, rerank, evaluate, submit; every stage's run is kept under ``data/runs``.
+
+    Args:
+        qrels: labels, or ``None``: then nothing is measured.
+        output: the submission file.
+        record: what the manifests of the runs keep (settings, models, fingerprints of the questions).
+
+    Raises:
+        UserError: where the corpus is smaller than ``top_k``, an index is stale, or a question cannot be answered.
+    """
+    check_depth(corpus, plan.top_k)
+    found = retrieve(data, corpus, chunks, queries, indices, plan, profiler, bars)
+    final = rerank_candidates(corpus, chunks, queries, found, plan, indices.device, profiler, bars)
+    with profiler.stage("write", len(queries), "questions"):
+        before = evaluate(found.fused.cut(plan.candidate_k), corpus, qrels) if qrels is not None else None
+        after = evaluate(final, corpus, qrels) if qrels is not None else None
+        write_submission(output, final, queries, corpus, plan.top_k)
+        for run in (*found.runs, found.fused):
+            save_run(data.runs, run, corpus, record)
+        metrics = {"before": before and before.metrics, "after": after and after.metrics}
+        save_run(data.runs, final, corpus, {**record, "metrics": metrics, "warnings": list(warnings)})
+    return SearchResult(final, before, after, plan.reranker is not None, tuple(warnings))

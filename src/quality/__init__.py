@@ -1,0 +1,1 @@
+"""Is it better, and how to make it so."""

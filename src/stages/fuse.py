@@ -1,0 +1,85 @@
+"""Fuse: several runs become one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from src.core.types import PAD, Floats, Rows, Run, ranked
+
+Method = Literal["convex", "rrf"]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A run with its weight.
+
+    Attributes:
+        absent_is_zero: what a document that is not in the list scores in the convex combination: 0 (BM25: it has no
+            matching term) or, where false, the lowest score of the list (dense: it is no better than that).
+    """
+
+    run: Run
+    weight: float
+    absent_is_zero: bool = False
+
+
+def standardize(scores: Floats) -> Floats:
+    """Z-scores of one list, float32 [n]; all zero where the scores are equal."""
+    spread = float(scores.std())
+    if spread < 1e-9:
+        return np.zeros_like(scores)
+    return ((scores - scores.mean()) / spread).astype(np.float32)
+
+
+def reciprocal_ranks(count: int, k: int) -> Floats:
+    """1 / (k + rank) for ranks 1 to ``count`` (Cormack et al. 2009, "Reciprocal Rank Fusion"): float32 [count]."""
+    return (1.0 / (k + np.arange(1, count + 1))).astype(np.float32)
+
+
+def fuse(runs: Sequence[Weighted], method: Method, rrf_k: int, depth: int, name: str = "fused") -> Run:
+    """Combine runs over the same questions and corpus.
+
+    ``rrf``: sum of weight / (k + rank), ranks from 1; a document that is not in a list gets nothing from it.
+    ``convex``: weighted sum of per-question z-scores over the union of the lists, weights scaled to sum 1
+    (convex combination; Bruch et al. 2022, "An Analysis of Fusion Functions for Hybrid Retrieval").
+
+    Args:
+        depth: documents to keep per question.
+
+    Raises:
+        ValueError: where the runs are not of the same questions and corpus, or none has a positive weight.
+    """
+    runs = [item for item in runs if item.weight > 0]
+    if not runs:
+        raise ValueError("no run with a positive weight")
+    first = runs[0].run
+    for item in runs[1:]:
+        if item.run.query_ids != first.query_ids or item.run.corpus_fingerprint != first.corpus_fingerprint:
+            raise ValueError(f"runs {first.name} and {item.run.name} are of different questions or corpora")
+    total = sum(item.weight for item in runs)
+    rows = np.full((len(first.query_ids), depth), PAD, dtype=np.int32)
+    scores = np.zeros((len(first.query_ids), depth), dtype=np.float32)
+    for i in range(len(first.query_ids)):
+        lists = [(item.run.doc_rows[i][item.run.doc_rows[i] != PAD], item) for item in runs]
+        union = np.unique(np.concatenate([docs for docs, _ in lists])).astype(np.int32)
+        combined = np.zeros(len(union), dtype=np.float32)
+        for docs, item in lists:
+            if not len(docs):
+                continue
+            places = np.searchsorted(union, docs)
+            if method == "rrf":
+                combined[places] += np.float32(item.weight) * reciprocal_ranks(len(docs), rrf_k)
+            else:
+                combined += np.float32(item.weight / total) * _spread(item, i, places, len(docs), len(union))
+        rows[i], scores[i] = ranked(union, combined, depth)
+    return Run(name, first.query_ids, rows, scores, first.corpus_fingerprint)
+
+
+def _spread(item: Weighted, query: int, places: Rows, found: int, size: int) -> Floats:
+    values = item.run.scores[query][:found]
+    absent = np.float32(0.0) if item.absent_is_zero else values.min()
+    full = np.full(size, absent, dtype=np.float32)
+    full[places] = values
+    return standardize(full)

@@ -1,0 +1,145 @@
+"""Indices: FAISS over unit vectors, BM25 over stemmed terms; built, saved and loaded."""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch  # noqa: F401  (before faiss: importing faiss first is a known segfault)
+
+import bm25s  # isort: skip
+import faiss  # isort: skip
+from rank_bm25 import BM25Okapi  # isort: skip
+
+from src.core.types import PAD, Floats, Rows, ranked
+
+Bm25Backend = Literal["bm25s", "rank_bm25"]
+
+log = logging.getLogger(__name__)
+
+
+class FaissIndex:
+    """Exact inner-product search over unit vectors (``IndexFlatIP``)."""
+
+    def __init__(self, index: Any) -> None:
+        self.index = index
+
+    @classmethod
+    def build(cls, vectors: Floats) -> "FaissIndex":
+        """Index float32 [N, D] unit vectors.
+
+        Raises:
+            ValueError: where a vector is not of unit length (to 1e-3).
+        """
+        norms = np.linalg.norm(vectors, axis=1)
+        if len(vectors) and not np.allclose(norms, 1.0, atol=1e-3):
+            raise ValueError(f"vectors are not of unit length: norms {norms.min():.4f} to {norms.max():.4f}")
+        index = faiss.IndexFlatIP(vectors.shape[1])
+        index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+        return cls(index)
+
+    @classmethod
+    def load(cls, path: Path, use_gpu: bool) -> "FaissIndex":
+        """Read an index; move it to the GPU where asked and where this faiss has GPU support."""
+        index = faiss.read_index(str(path))
+        if use_gpu and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0:
+            index = faiss.index_cpu_to_all_gpus(index)
+        return cls(index)
+
+    def save(self, path: Path) -> None:
+        """Write the index file."""
+        faiss.write_index(self.index, str(path))
+
+    def __len__(self) -> int:
+        return int(self.index.ntotal)
+
+    def search(self, vectors: Floats, depth: int) -> tuple[Rows, Floats]:
+        """Nearest units; see :class:`src.core.types.DenseIndex`."""
+        k = min(depth, len(self))
+        rows = np.full((len(vectors), depth), PAD, dtype=np.int32)
+        scores = np.zeros((len(vectors), depth), dtype=np.float32)
+        if k and len(vectors):
+            found, near = self._search_units(vectors, k)
+            rows[:, :k], scores[:, :k] = near, found
+        return rows, scores
+
+    def _search_units(self, vectors: Floats, k: int) -> tuple[Floats, Rows]:
+        scores, units = self.index.search(np.ascontiguousarray(vectors, dtype=np.float32), k)
+        units = units.astype(np.int32)
+        order = np.lexsort((units, -scores), axis=1)
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(units, order, axis=1)
+
+
+class _LuceneOkapi(BM25Okapi):  # type: ignore[misc]
+    """rank_bm25's Okapi with Lucene's idf, log(1 + (N - n + 0.5) / (n + 0.5)), which is never negative."""
+
+    def _calc_idf(self, nd: dict[str, int]) -> None:
+        for word, count in nd.items():
+            self.idf[word] = math.log(1 + (self.corpus_size - count + 0.5) / (count + 0.5))
+
+
+class Bm25Index:
+    """BM25 as Lucene computes it (Kamphuis et al. 2020, "Which BM25 Do You Mean?"), by one of two libraries.
+
+    Both backends give the same scores (a test holds them together): ``bm25s`` keeps the scores of every term and unit
+    ready and is fast; ``rank_bm25`` computes them anew per query.
+    """
+
+    def __init__(self, backend: Bm25Backend, size: int, model: Any) -> None:
+        self.backend = backend
+        self.size = size
+        self.model = model
+
+    @classmethod
+    def build(cls, term_lists: Sequence[Sequence[str]], k1: float, b: float, backend: Bm25Backend) -> "Bm25Index":
+        """Index N term lists (some may be empty, not all)."""
+        if backend == "rank_bm25":
+            return cls(backend, len(term_lists), _LuceneOkapi([list(t) for t in term_lists], k1=k1, b=b))
+        model = bm25s.BM25(method="lucene", k1=k1, b=b, dtype="float32")
+        model.index([list(t) for t in term_lists], show_progress=False)
+        return cls(backend, len(term_lists), model)
+
+    def save(self, folder: Path, term_lists: Sequence[Sequence[str]]) -> None:
+        """Write the index as data only: npy and JSON for bm25s, the term lists as parquet for rank_bm25."""
+        folder.mkdir(parents=True, exist_ok=True)
+        meta = {"backend": self.backend, "units": self.size}
+        if self.backend == "bm25s":
+            self.model.save(str(folder), show_progress=False)
+        else:
+            meta.update(k1=self.model.k1, b=self.model.b)
+            pq.write_table(pa.table({"terms": [list(t) for t in term_lists]}), folder / "terms.parquet")
+        (folder / "bm25.json").write_text(json.dumps(meta), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Bm25Index":
+        """Read what :meth:`save` wrote; nothing in it is executed."""
+        meta = json.loads((folder / "bm25.json").read_text(encoding="utf-8"))
+        if meta["backend"] == "rank_bm25":
+            lists = pq.read_table(folder / "terms.parquet").column("terms").to_pylist()
+            return cls.build(lists, meta["k1"], meta["b"], "rank_bm25")
+        return cls("bm25s", meta["units"], bm25s.BM25.load(str(folder), load_corpus=False, allow_pickle=False))
+
+    def scores(self, terms: Sequence[str]) -> Floats:
+        """Scores of all units for one term list: float32 [N]."""
+        if self.backend == "rank_bm25":
+            values = self.model.get_scores(list(terms)) / (self.model.k1 + 1)
+            return np.asarray(values, dtype=np.float32)
+        known = [term for term in terms if term in self.model.vocab_dict]
+        if not known:
+            return np.zeros(self.size, dtype=np.float32)
+        return np.asarray(self.model.get_scores(known), dtype=np.float32)
+
+    def search(self, queries: Sequence[Sequence[str]], depth: int) -> tuple[Rows, Floats]:
+        """Best units; see :class:`src.core.types.LexicalIndex`."""
+        rows = np.full((len(queries), depth), PAD, dtype=np.int32)
+        scores = np.zeros((len(queries), depth), dtype=np.float32)
+        for i, terms in enumerate(queries):
+            values = self.scores(terms)
+            matching = np.flatnonzero(values > 0).astype(np.int32)
+            rows[i], scores[i] = ranked(matching, values[matching], depth)
+        return rows, scores

@@ -1,0 +1,357 @@
+"""Preprocess: the users' CSV files become a corpus, chunks, questions and labels."""
+
+import csv
+import difflib
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from src.core.errors import UserError
+from src.core.text import count_by_language, normalize
+from src.core.types import Chunks, Corpus, Qrels, Queries
+
+Span = tuple[int, int]
+
+_SENTENCE_END = re.compile(r"(?:[.!?…]+[\"'»”)\]]*[ \t]+(?=[\"'«“(\[—–-]?\s?[A-ZА-ЯЁ0-9])|\n+)")
+_NOT_A_TEXT = frozenset({"", "nan", "NaN"})
+
+
+def decode(path: Path) -> str:
+    """Text of a file in UTF-8 (with or without BOM) or Windows-1251.
+
+    Raises:
+        UserError: where the file is missing or empty, or in another encoding.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file. Put it there, or give another path with the flag or setting for it.")
+    data = path.read_bytes()
+    if not data.strip():
+        raise UserError(f"{path}: the file is empty (0 rows); a header line and at least one row are expected.")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{path}: the file is UTF-16; UTF-8 or Windows-1251 is expected. Save it as UTF-8.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as utf8_error:
+        # A file that is UTF-8 but for one broken byte would decode as cp1251, all of it turned into gibberish.
+        if _mostly_utf8(data):
+            raise UserError(
+                f"{path}: broken UTF-8 at byte {utf8_error.start} (0x{data[utf8_error.start]:02x}). Save it as UTF-8."
+            ) from utf8_error
+        try:
+            return data.decode("cp1251")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path}: neither UTF-8 (byte {utf8_error.start}) nor Windows-1251 (byte {error.start}). "
+                "Save it as UTF-8."
+            ) from error
+
+
+def _mostly_utf8(data: bytes) -> bool:
+    text = data.decode("utf-8", "replace")
+    broken = text.count("\ufffd")
+    multibyte = sum(char > "\x7f" for char in text) - broken
+    return multibyte > broken
+
+
+def read_table(path: Path, columns: Mapping[str, str], optional: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Read named columns of a CSV file as strings, exactly as they stand (ids keep leading zeros).
+
+    Args:
+        path: the file; comma-separated, double quotes, UTF-8 or Windows-1251, any line ends.
+        columns: name here -> name in the file.
+        optional: names (in the file) of further columns to take where they are there.
+
+    Returns:
+        Name here (for optional ones the name in the file) -> one string per row.
+
+    Raises:
+        UserError: missing or empty file, missing column, a row that does not parse, no rows.
+    """
+    text = decode(path)
+    # Line ends inside quotes are the text's own; the parser must see one kind only.
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "")
+    try:
+        frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, na_filter=False, skipinitialspace=True)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
+        raise UserError(
+            f"{path}: cannot be read as CSV: {str(error).strip()}. Check quotes and commas there."
+        ) from error
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise UserError(f"{path}: rows have more fields than the header. Quote the fields that hold commas.")
+    found = [str(name).strip() for name in frame.columns]
+    frame.columns = pd.Index(found)
+    if frame.columns.has_duplicates:
+        twice = frame.columns[frame.columns.duplicated()][0]
+        raise UserError(f"{path}: column {twice!r} occurs more than once in the header. Rename one.")
+    for name in columns.values():
+        if name not in found:
+            near = difflib.get_close_matches(name, found, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UserError(
+                f"{path}: no column {name!r}; the file has {', '.join(map(repr, found))}.{hint} "
+                "Rename the column, or set its name in config/settings.py."
+            )
+    if not len(frame):
+        raise UserError(f"{path}: the file has a header but no rows; at least one row is expected.")
+    table = {here: frame[name].tolist() for here, name in columns.items()}
+    table.update({name: frame[name].tolist() for name in optional if name in found})
+    return table
+
+
+def _check_ids(path: Path, ids: Sequence[str], column: str) -> None:
+    first: dict[str, int] = {}
+    for row, value in enumerate(ids, start=1):
+        if not value:
+            raise UserError(f"{path}, row {row}: empty id in column {column!r}. Give every row an id.")
+        if value in first:
+            raise UserError(
+                f"{path}, row {row}: id {value!r} in column {column!r} stands already in row {first[value]}. "
+                "Ids must be distinct: remove or rename one of the two rows."
+            )
+        first[value] = row
+
+
+def read_corpus(path: Path, columns: Mapping[str, str]) -> Corpus:
+    """Read and clean the documents.
+
+    Args:
+        columns: ``id``, ``title`` and ``text`` -> column names of the file.
+
+    Returns:
+        The corpus, sorted by id. Missing titles and texts are ``""``.
+
+    Raises:
+        UserError: see :func:`read_table`; also empty or repeated ids, and a corpus without any text.
+    """
+    table = read_table(path, columns)
+    ids = [value.strip() for value in table["id"]]
+    _check_ids(path, ids, columns["id"])
+    titles, texts = ([_clean(value) for value in table[name]] for name in ("title", "text"))
+    if not any(titles) and not any(texts):
+        raise UserError(
+            f"{path}: all {len(ids)} rows are empty in columns {columns['title']!r} and {columns['text']!r}. "
+            "Check the column names in config/settings.py (CORPUS_COLUMNS)."
+        )
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    return Corpus(tuple(ids[i] for i in order), tuple(titles[i] for i in order), tuple(texts[i] for i in order))
+
+
+def _clean(value: str) -> str:
+    text = normalize(value)
+    return "" if text in _NOT_A_TEXT else text
+
+
+def read_queries(path: Path, columns: Mapping[str, str]) -> Queries:
+    """Read and clean the questions; their order is kept.
+
+    Args:
+        columns: ``id`` and ``query`` -> column names of the file.
+
+    Raises:
+        UserError: see :func:`read_table`; also empty or repeated ids, and an empty question.
+    """
+    table = read_table(path, columns)
+    ids = [value.strip() for value in table["id"]]
+    _check_ids(path, ids, columns["id"])
+    texts = [_clean(value) for value in table["query"]]
+    for row, (query_id, text) in enumerate(zip(ids, texts, strict=True), start=1):
+        if not text:
+            raise UserError(
+                f"{path}, row {row}: question {query_id!r} is empty in column {columns['query']!r}. "
+                "Fill it in or remove the row: an empty question cannot be answered."
+            )
+    return Queries(tuple(ids), tuple(texts))
+
+
+def parse_id_list(cell: str) -> list[str]:
+    """Ids of one cell: ``935``, ``[935, 687]`` or ``["p1", "p2"]``."""
+    cell = cell.strip()
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return [cell] if cell else []
+    parts = (part.strip().strip("'\"").strip() for part in cell[1:-1].split(","))
+    return [part for part in parts if part]
+
+
+def read_qrels(path: Path, columns: Mapping[str, str], queries: Queries, corpus: Corpus) -> Qrels:
+    """Read the labels: one row per relevant pair, or a list of documents in one cell.
+
+    Args:
+        columns: ``query_id`` and ``doc_id`` -> column names of the file.
+        queries: all questions that labels may speak of.
+        corpus: all documents that labels may speak of.
+
+    Raises:
+        UserError: see :func:`read_table`; also a label for a question or document that does not exist.
+    """
+    table = read_table(path, columns)
+    known_queries = set(queries.query_ids)
+    relevant: dict[str, set[str]] = {}
+    for row, (query_id, cell) in enumerate(zip(table["query_id"], table["doc_id"], strict=True), start=1):
+        query_id = query_id.strip()
+        if query_id not in known_queries:
+            raise UserError(
+                f"{path}, row {row}: label for question {query_id!r}, which the {len(queries)} questions do not hold. "
+                "Give the labels that belong to these questions (--labels)."
+            )
+        doc_ids = parse_id_list(cell)
+        if not doc_ids:
+            raise UserError(
+                f"{path}, row {row}: question {query_id!r} has no document id. Fill it in or remove the row."
+            )
+        for doc_id in doc_ids:
+            if doc_id not in corpus.row_of:
+                raise UserError(
+                    f"{path}, row {row}: label names document {doc_id!r}, which the corpus of {len(corpus)} documents "
+                    "does not hold. Give the labels that belong to this corpus (--labels)."
+                )
+        relevant.setdefault(query_id, set()).update(doc_ids)
+    return Qrels({query_id: frozenset(docs) for query_id, docs in relevant.items()})
+
+
+def sentence_spans(text: str) -> list[Span]:
+    """Spans of the sentences (and lines) of a text, in order, without white space at their ends."""
+    spans: list[Span] = []
+    start = 0
+    for match in _SENTENCE_END.finditer(text):
+        spans.append((start, match.end()))
+        start = match.end()
+    spans.append((start, len(text)))
+    return [span for span in (_trim(text, *span) for span in spans) if span[0] < span[1]]
+
+
+def _trim(text: str, start: int, end: int) -> Span:
+    while start < end and text[start].isspace():
+        start += 1
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    return start, end
+
+
+def chunk_spans(text: str, token_spans: Sequence[Span], limit: int, overlap: int) -> list[Span]:
+    """Cut a text into chunks of whole sentences.
+
+    Args:
+        text: the text.
+        token_spans: start and end of each token, in characters, ascending.
+        limit: most tokens in a chunk. A sentence longer than that is cut between tokens.
+        overlap: a chunk starts with the last sentences of the one before it, as far as they fit into this many
+            tokens.
+
+    Returns:
+        Spans in characters, ascending; together they cover every token. Empty for a text without tokens.
+    """
+    starts = np.array([start for start, _ in token_spans], dtype=np.int64)
+    pieces: list[tuple[int, int, int]] = []
+    for start, end in sentence_spans(text):
+        first, last = np.searchsorted(starts, [start, end])
+        cuts = list(range(int(first), int(last), limit))
+        for cut in cuts:
+            upto = min(cut + limit, int(last))
+            span_start = start if cut == first else int(starts[cut])
+            span_end = end if upto == last else int(starts[upto])
+            pieces.append((*_trim(text, span_start, span_end), upto - cut))
+    chunks: list[Span] = []
+    begin = 0
+    while begin < len(pieces):
+        stop, tokens = begin, 0
+        while stop < len(pieces) and (stop == begin or tokens + pieces[stop][2] <= limit):
+            tokens += pieces[stop][2]
+            stop += 1
+        chunks.append((pieces[begin][0], pieces[stop - 1][1]))
+        if stop == len(pieces):
+            break
+        repeated, step_back = 0, stop
+        while step_back - 1 > begin and repeated + pieces[step_back - 1][2] <= overlap:
+            # Repeating so much that the next sentence no longer fits would repeat it for nothing.
+            if repeated + pieces[step_back - 1][2] + pieces[stop][2] > limit:
+                break
+            step_back -= 1
+            repeated += pieces[step_back][2]
+        begin = step_back
+    return chunks
+
+
+def chunk_corpus(
+    corpus: Corpus, tokenizer: Any, limit: int, overlap: int, progress: Callable[[int], None] | None = None
+) -> Chunks:
+    """Chunks of every document; see :func:`chunk_spans`.
+
+    A document with a title and no text has one empty chunk (its passage is the title); one with neither has none.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer, that of the bi-encoder.
+    """
+    doc_rows: list[int] = []
+    spans: list[Span] = []
+    for first in range(0, len(corpus), 64):
+        texts = corpus.texts[first : first + 64]
+        encoded = tokenizer(
+            list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+        )
+        for offset, (text, token_spans) in enumerate(zip(texts, encoded["offset_mapping"], strict=True)):
+            row = first + offset
+            found = chunk_spans(text, token_spans, limit, overlap) if text else []
+            if not found and (text or corpus.titles[row]):
+                found = [(0, len(text))]
+            doc_rows.extend([row] * len(found))
+            spans.extend(found)
+        if progress is not None:
+            progress(len(texts))
+    columns = np.array(spans, dtype=np.int32).reshape(-1, 2)
+    return Chunks(np.array(doc_rows, dtype=np.int32), columns[:, 0].copy(), columns[:, 1].copy())
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts for the table that preprocessing prints."""
+
+    documents: int
+    empty_documents: int
+    duplicate_documents: int
+    chunks: int
+    questions: int
+    duplicate_questions: int
+    labelled_questions: int | None
+    document_languages: Mapping[str, int]
+    question_languages: Mapping[str, int]
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Label and value of each line of the table."""
+        yield "documents", f"{self.documents:,}"
+        yield "  empty (no title, no text)", f"{self.empty_documents:,}"
+        yield "  exact duplicates", f"{self.duplicate_documents:,}"
+        yield "  languages", _languages(self.document_languages)
+        yield "chunks", f"{self.chunks:,}"
+        yield "questions", f"{self.questions:,}"
+        yield "  duplicates (case folded)", f"{self.duplicate_questions:,}"
+        yield "  languages", _languages(self.question_languages)
+        yield "  labelled", "no labels" if self.labelled_questions is None else f"{self.labelled_questions:,}"
+
+
+def _languages(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def summarize(corpus: Corpus, chunks: Chunks, queries: Queries, qrels: Qrels | None) -> Summary:
+    """Count what preprocessing found."""
+    pages = Counter(zip(corpus.titles, corpus.texts, strict=True))
+    empty = pages.pop(("", ""), 0)
+    questions = Counter(text.casefold() for text in queries.texts)
+    return Summary(
+        documents=len(corpus),
+        empty_documents=empty,
+        duplicate_documents=sum(pages.values()) - len(pages),
+        chunks=len(chunks),
+        questions=len(queries),
+        duplicate_questions=len(queries) - len(questions),
+        labelled_questions=None if qrels is None else len(qrels),
+        document_languages=count_by_language(f"{t}\n{x}" for t, x in zip(corpus.titles, corpus.texts, strict=True)),
+        question_languages=count_by_language(queries.texts),
+    )

@@ -1,0 +1,169 @@
+"""Rerank: a cross-encoder reads question and passage together; its scores are blended with stage one's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from src.core.errors import UserError
+from src.core.types import PAD, Chunks, Corpus, Floats, Progress, Queries, Rows, Run, passage_text, ranked
+from src.engine.pair_scorer import PairScorer
+from src.engine.tokens import TokenTable
+
+
+class Reranker(Protocol):
+    """Reorders the candidates of a run."""
+
+    def rerank(self, queries: Queries, candidates: Run, progress: Progress | None = None) -> Run:
+        """Return the candidates in their final order; ``progress`` gets the number of further questions done."""
+        ...
+
+
+class IdentityReranker:
+    """Reranking is off: the order of stage one stands."""
+
+    def rerank(self, queries: Queries, candidates: Run, progress: Progress | None = None) -> Run:
+        """Return the candidates as they are, under the name of a final run."""
+        if progress is not None:
+            progress(len(queries))
+        return Run(
+            "rerank-off",
+            candidates.query_ids,
+            candidates.doc_rows,
+            candidates.scores,
+            candidates.corpus_fingerprint,
+        )
+
+
+def standardize_rows(scores: Floats, filled: np.ndarray) -> Floats:
+    """Z-scores per row over the filled places, float32 [Q, K]; 0 elsewhere and where a row has no spread."""
+    counts = np.maximum(filled.sum(axis=1, keepdims=True), 1)
+    values = np.where(filled, scores, 0.0).astype(np.float64)
+    centred = np.where(filled, values - values.sum(axis=1, keepdims=True) / counts, 0.0)
+    spread = np.sqrt((centred**2).sum(axis=1, keepdims=True) / counts)
+    return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 1e-9).astype(np.float32)
+
+
+def blend(candidates: Run, pair_scores: Floats, weight: float, name: str) -> Run:
+    """Order candidates by ``(1 - weight) * z(stage one) + weight * z(cross-encoder)``, z-scores per question.
+
+    Args:
+        candidates: [Q, K], scores of stage one.
+        pair_scores: float32 [Q, K], scores of the cross-encoder; ignored where there is no candidate.
+        weight: 0 keeps the order of stage one, 1 takes the cross-encoder alone.
+    """
+    filled = candidates.doc_rows != PAD
+    mixed = (1.0 - weight) * standardize_rows(candidates.scores, filled) + weight * standardize_rows(
+        pair_scores, filled
+    )
+    rows = np.full(candidates.doc_rows.shape, PAD, dtype=np.int32)
+    scores = np.zeros(candidates.doc_rows.shape, dtype=np.float32)
+    for i in range(len(candidates.query_ids)):
+        keep = filled[i]
+        rows[i], scores[i] = ranked(candidates.doc_rows[i][keep], mixed[i][keep].astype(np.float32), candidates.depth)
+    return Run(name, candidates.query_ids, rows, scores, candidates.corpus_fingerprint)
+
+
+@dataclass(frozen=True)
+class PassageTexts:
+    """The distinct passages that a run's candidates are read by.
+
+    Attributes:
+        texts: distinct passages, title included.
+        rows: int32 [Q, K, m], rows of ``texts``; -1 where there is none.
+    """
+
+    texts: tuple[str, ...]
+    rows: Rows
+
+    @classmethod
+    def of(cls, corpus: Corpus, chunks: Chunks, chosen: Rows) -> "PassageTexts":
+        """Texts of chosen chunks, int32 [Q, K, m], -1 where there is none."""
+        texts: dict[str, int] = {}
+        row_of_chunk: dict[int, int] = {}
+        for chunk in np.unique(chosen[chosen != PAD]).tolist():
+            text = passage_text(corpus.titles[int(chunks.doc_rows[chunk])], chunks.text(corpus, chunk))
+            row_of_chunk[chunk] = texts.setdefault(text, len(texts))
+        lookup = np.full(len(chunks) + 1, PAD, dtype=np.int32)
+        for chunk, row in row_of_chunk.items():
+            lookup[chunk] = row
+        return cls(tuple(texts), lookup[chosen])
+
+
+class CrossEncoderReranker:
+    """Scores every (question, passage) pair once, then blends.
+
+    Args:
+        scorer: the cross-encoder.
+        passages: what it reads of each candidate; a document scores as its best passage (MaxP).
+        weight: of the cross-encoder in the blend.
+        block: questions per block; within one, pairs are sorted by length across questions. It paces the progress
+            bar and bounds memory; scores do not depend on it.
+    """
+
+    def __init__(self, scorer: PairScorer, passages: PassageTexts, weight: float, block: int = 16) -> None:
+        self.scorer = scorer
+        self.passages = passages
+        self.weight = weight
+        self.block = block
+
+    def tokenize(self, queries: Queries) -> tuple[TokenTable, TokenTable]:
+        """Token tables of the questions and of the passages.
+
+        Raises:
+            UserError: where a question is too long for the model; it names the question.
+        """
+        questions = self.scorer.tokenize(queries.texts)
+        lengths = questions.lengths
+        if len(lengths) and int(lengths.max()) > self.scorer.longest_question:
+            worst = int(lengths.argmax())
+            raise UserError(
+                f"question {queries.query_ids[worst]!r} has {int(lengths[worst])} tokens; the cross-encoder reads at "
+                f"most {self.scorer.longest_question}. Shorten it, or run with --no-rerank."
+            )
+        return questions, self.scorer.tokenize(self.passages.texts)
+
+    def rerank(
+        self,
+        queries: Queries,
+        candidates: Run,
+        progress: Progress | None = None,
+        tables: tuple[TokenTable, TokenTable] | None = None,
+    ) -> Run:
+        """Score and blend; equal questions are scored once."""
+        questions, passages = tables or self.tokenize(queries)
+        scores = np.zeros(candidates.doc_rows.shape, dtype=np.float32)
+        groups = _equal_rows(queries.texts, candidates)
+        for start in range(0, len(groups), self.block):
+            part = groups[start : start + self.block]
+            leaders = [group[0] for group in part]
+            best = self._score_block(questions, passages, leaders)
+            for values, group in zip(best, part, strict=True):
+                scores[group] = values
+            if progress is not None:
+                progress(sum(len(group) for group in part))
+        return blend(candidates, scores, self.weight, "rerank-on")
+
+    def _score_block(self, questions: TokenTable, passages: TokenTable, leaders: Sequence[int]) -> Floats:
+        """Best pair score of each candidate, float32 [len(leaders), K]; without a passage, the row's lowest."""
+        rows = self.passages.rows[list(leaders)]
+        present = rows != PAD
+        owners = np.broadcast_to(np.array(leaders, dtype=np.int64)[:, None, None], rows.shape)
+        keys = owners[present] * max(1, len(self.passages.texts)) + rows[present]
+        unique, inverse = np.unique(keys, return_inverse=True)
+        pairs = np.stack(np.divmod(unique, max(1, len(self.passages.texts))), axis=1).astype(np.int32)
+        values = np.full(rows.shape, -np.inf, dtype=np.float32)
+        values[present] = self.scorer.score(questions, passages, pairs)[inverse]
+        best = values.max(axis=2)
+        known = np.isfinite(best)
+        lowest = np.where(known, best, np.inf).min(axis=1, keepdims=True)
+        return np.where(known, best, np.where(np.isfinite(lowest), lowest, 0.0)).astype(np.float32)
+
+
+def _equal_rows(texts: Sequence[str], candidates: Run) -> list[list[int]]:
+    """Numbers of the questions, grouped where text and candidates are equal."""
+    groups: dict[tuple[str, bytes], list[int]] = {}
+    for i, text in enumerate(texts):
+        groups.setdefault((text, candidates.doc_rows[i].tobytes()), []).append(i)
+    return list(groups.values())

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The test command: environment, lint, types, quick tests. Arguments go to pytest.
+set -euo pipefail
+
+project="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$project/scripts/environment.sh"
+cd "$project"
+
+prepare_environment "$project" "${REQUIREMENTS:-requirements.txt}" requirements-dev.txt
+echo "== lint"
+"$PYTHON" -m ruff format --check .
+"$PYTHON" -m ruff check .
+echo "== types"
+"$PYTHON" -m mypy
+echo "== tests"
+"$PYTHON" -m pytest -m "not slow" "$@"
