@@ -147,7 +147,7 @@ def load_settings(path: Path = SETTINGS_FILE) -> Settings:
     if missing:
         raise UserError(f"{path}: setting {missing[0]} is missing. Put it back, as in the project's own settings.py.")
     try:
-        return Settings(**{name.lower(): _as_float(name, value) for name, value in constants.items()})
+        return Settings.model_validate({name.lower(): _as_float(name, value) for name, value in constants.items()})
     except ValidationError as error:
         first = error.errors()[0]
         where = [str(part) for part in first["loc"]]

@@ -13,9 +13,10 @@ DEVICE = "auto"  # auto, cpu, cuda, cuda:1, mps
 CPU_THREADS = 0  # 0: one per core
 
 # --- models ---
-CROSS_ENCODER_MODEL_MULTILINGUAL = "cross-encoder/mmarco-mMiniLMv2-L12-H384-v1"  # stands in where the model above cannot read the corpus; None: warn only
+# Stands in where the model above cannot read the corpus; None keeps that one and only warns.
+CROSS_ENCODER_MODEL_MULTILINGUAL = "cross-encoder/mmarco-mMiniLMv2-L12-H384-v1"
 WHEN_MODEL_UNAVAILABLE = "embedded"  # embedded: use the model inside this project, loudly; fail: stop
-ENCODERS = [  # bi-encoders: model, unit (document or chunk), weight in the fusion; optional query_prefix, document_prefix
+ENCODERS = [  # bi-encoders: model, unit (document or chunk), weight; optional query_prefix, document_prefix
     {"model": "embedded:multilingual-e5-small", "unit": "document", "weight": 0.35},
     {"model": "embedded:multilingual-e5-small", "unit": "chunk", "weight": 0.35},
 ]

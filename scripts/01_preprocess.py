@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from transformers import AutoTokenizer
 
-from _cli import PROJECT_ROOT, Settings, main, preparation_parser
+from _cli import PROJECT_ROOT, main, preparation_parser
 from _inputs import (
     Inputs,
     choose_inputs,
@@ -18,6 +18,7 @@ from _inputs import (
     questions_identity,
 )
 from _plans import encoder_plans
+from config import Settings
 from src.core.errors import StaleArtifactError
 from src.core.storage import save_corpus, save_questions
 from src.core.types import Chunks, Corpus

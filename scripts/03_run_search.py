@@ -4,9 +4,10 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from _cli import PROJECT_ROOT, Settings, add_data_flags, add_search_flags, main, set_up_threads
+from _cli import PROJECT_ROOT, add_data_flags, add_search_flags, main, set_up_threads
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, index_plan, plan_lines, search_plan
+from config import Settings
 from src.core.artifacts import write_json
 from src.core.types import Corpus, Qrels, Queries
 from src.engine.encoder import pick_device

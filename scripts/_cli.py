@@ -112,10 +112,12 @@ def set_up_threads(count: int) -> None:
 
 
 def _quieten_libraries() -> None:
-    for name in ("httpx", "httpx2", "huggingface_hub", "sentence_transformers", "transformers", "bm25s", "faiss"):
+    for name in ("httpx", "httpx2", "huggingface_hub", "sentence_transformers", "bm25s", "faiss"):
         logging.getLogger(name).setLevel(logging.WARNING)
     from transformers.utils import logging as transformers_logging
 
+    # Its warnings speak of weights that this project never uses (the pooler of a bi-encoder).
+    transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
 
@@ -169,7 +171,7 @@ def _run_logged(run: Callable[[Settings, Sequence[str]], None], settings: Settin
         return
     partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     tee = _Tee(partial)
-    sys.stdout = tee  # type: ignore[assignment]
+    sys.stdout = tee
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=tee, force=True)
     try:
         run(settings, sys.argv[1:])

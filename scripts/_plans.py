@@ -66,7 +66,10 @@ def plan_lines(
     for encoder in indices.encoders:
         yield f"Bi-encoder over {encoder.unit}s: {encoder.model.describe()}, weight {encoder.weight:g}"
     for unit in indices.bm25_units:
-        yield f"BM25 over {unit}s: {indices.bm25_backend}, k1 {indices.bm25_k1:g}, b {indices.bm25_b:g}, weight {plan.bm25_weights[unit]:g}"
+        yield (
+            f"BM25 over {unit}s: {indices.bm25_backend}, k1 {indices.bm25_k1:g}, b {indices.bm25_b:g}, "
+            f"weight {plan.bm25_weights[unit]:g}"
+        )
     fusion = plan.fusion if plan.fusion == "convex" else f"rrf, k {plan.rrf_k}"
     yield f"Fusion: {fusion}. Device: {indices.device}."
     if plan.reranker is None:
@@ -74,5 +77,6 @@ def plan_lines(
     else:
         yield (
             f"Reranking: {plan.reranker.describe()}, {plan.candidate_k} candidates, "
-            f"{plan.passages_per_document} passage(s) each, blend weight {plan.blend_weight:g}. Submission: top {plan.top_k}."
+            f"{plan.passages_per_document} passage(s) each, blend weight {plan.blend_weight:g}. "
+            f"Submission: top {plan.top_k}."
         )

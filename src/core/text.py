@@ -1,6 +1,7 @@
 """The one normaliser, word tokenizer, stemmer and script detection of the project."""
 
 import html
+import html.entities
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ def normalize(text: str) -> str:
     Does, in this order: HTML entities to characters, line ends to ``\\n``, NUL, BOM and lone surrogates dropped,
     Unicode NFC, runs of blanks to one blank, more than one empty line to one. Nothing else is altered.
     """
-    text = _ENTITY.sub(lambda match: html.unescape(match.group()), text)
+    text = _ENTITY.sub(_entity, text)
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = text.replace("\x00", "").replace("\ufeff", "")
     text = text.encode("utf-8", "ignore").decode("utf-8")
@@ -35,6 +36,12 @@ def normalize(text: str) -> str:
     text = _SPACES.sub(" ", text)
     text = _SPACES_AROUND_NEWLINE.sub("\n", text)
     return _MANY_NEWLINES.sub("\n\n", text).strip()
+
+
+def _entity(match: re.Match[str]) -> str:
+    found = match.group()
+    # html.unescape would also read the beginning of an unknown name: "&notanentity;" as "¬anentity;".
+    return html.unescape(found) if found[1] == "#" or found[1:] in html.entities.html5 else found
 
 
 def script_of(word: str) -> Script:

@@ -105,9 +105,7 @@ class TorchPairScorer:
                 f"{self.longest_question}. Shorten the question."
             )
         limits = self._limits(question_lengths)
-        lengths = np.array(
-            self.template.pair_lengths(question_lengths, passages.lengths[pairs[:, 1]], limits), dtype=np.int64
-        )
+        lengths = self.template.pair_lengths(question_lengths, passages.lengths[pairs[:, 1]], limits)
         scores = np.empty(len(pairs), dtype=np.float32)
         budget = self.batch_size * self.max_length
         for batch in token_budget_batches(lengths, self.batch_size, budget):

@@ -105,11 +105,16 @@ class PairTemplate:
         return len(self.prefix) + len(self.middle) + len(self.suffix)
 
     def pair_lengths(
-        self, question_lengths: npt.NDArray[np.int64], passage_lengths: npt.NDArray[np.int64], max_length: int
+        self, question_lengths: npt.NDArray[np.int64], passage_lengths: npt.NDArray[np.int64], max_length: npt.ArrayLike
     ) -> npt.NDArray[np.int64]:
-        """Tokens of each pair after truncation, int64 [P]; the passage is cut, never the question."""
-        room = max_length - self.special_tokens - question_lengths
-        return question_lengths + np.minimum(passage_lengths, room) + self.special_tokens
+        """Tokens of each pair after truncation, int64 [P]; the passage is cut, never the question.
+
+        Args:
+            max_length: most tokens in a pair, one number or int64 [P].
+        """
+        room = np.asarray(max_length, dtype=np.int64) - self.special_tokens - question_lengths
+        lengths: npt.NDArray[np.int64] = question_lengths + np.minimum(passage_lengths, room) + self.special_tokens
+        return lengths
 
     def join(self, question: Ids, passage: Ids, max_length: int) -> Ids:
         """Ids of one pair, the passage cut so that the pair has at most ``max_length`` tokens.

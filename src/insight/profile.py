@@ -40,7 +40,7 @@ class _PeakMemory:
         self._process = psutil.Process()
         self._interval = interval
         self._stop = threading.Event()
-        self.peak = self._process.memory_info().rss
+        self.peak: int = self._process.memory_info().rss
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
@@ -51,7 +51,8 @@ class _PeakMemory:
     def stop(self) -> int:
         self._stop.set()
         self._thread.join()
-        return max(self.peak, self._process.memory_info().rss)
+        self.peak = max(self.peak, self._process.memory_info().rss)
+        return self.peak
 
 
 @dataclass

@@ -228,7 +228,7 @@ def train(
         if not torch.isfinite(loss):
             raise UserError(f"training diverged at step {step} (loss {loss.item()}). Lower --learning-rate.")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(trainable, settings.clip_norm)
         optimizer.step()
         schedule.step()

@@ -27,10 +27,12 @@ class Weighted:
 
 def standardize(scores: Floats) -> Floats:
     """Z-scores of one list, float32 [n]; all zero where the scores are equal."""
-    spread = float(scores.std())
+    values = scores.astype(np.float64)
+    spread = float(values.std())
     if spread < 1e-9:
         return np.zeros_like(scores)
-    return ((scores - scores.mean()) / spread).astype(np.float32)
+    standardized: Floats = ((values - values.mean()) / spread).astype(np.float32)
+    return standardized
 
 
 def reciprocal_ranks(count: int, k: int) -> Floats:

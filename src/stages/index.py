@@ -127,8 +127,9 @@ class Bm25Index:
     def scores(self, terms: Sequence[str]) -> Floats:
         """Scores of all units for one term list: float32 [N]."""
         if self.backend == "rank_bm25":
-            values = self.model.get_scores(list(terms)) / (self.model.k1 + 1)
-            return np.asarray(values, dtype=np.float32)
+            with np.errstate(invalid="ignore"):  # an empty unit with b = 1 divides zero by zero
+                values = self.model.get_scores(list(terms)) / (self.model.k1 + 1)
+            return np.nan_to_num(np.asarray(values, dtype=np.float32))
         known = [term for term in terms if term in self.model.vocab_dict]
         if not known:
             return np.zeros(self.size, dtype=np.float32)

@@ -19,7 +19,7 @@ from src.core.types import Chunks, Corpus, Qrels, Queries
 
 Span = tuple[int, int]
 
-_SENTENCE_END = re.compile(r"(?:[.!?…]+[\"'»”)\]]*[ \t]+(?=[\"'«“(\[—–-]?\s?[A-ZА-ЯЁ0-9])|\n+)")
+_SENTENCE_END = re.compile(r"(?:[.!?…]+[\"'»”)\]]*[ \t]+(?=[\"'«“(\[—–-]?\s?[A-ZА-ЯЁ])|\n+)")
 _NOT_A_TEXT = frozenset({"", "nan", "NaN"})
 
 
@@ -87,9 +87,11 @@ def read_table(path: Path, columns: Mapping[str, str], optional: Sequence[str] =
         raise UserError(f"{path}: rows have more fields than the header. Quote the fields that hold commas.")
     found = [str(name).strip() for name in frame.columns]
     frame.columns = pd.Index(found)
-    if frame.columns.has_duplicates:
-        twice = frame.columns[frame.columns.duplicated()][0]
-        raise UserError(f"{path}: column {twice!r} occurs more than once in the header. Rename one.")
+    # pandas renames a repeated column ("title.1"), so the header itself is looked at.
+    header = Counter(name.strip() for name in next(csv.reader(io.StringIO(text))))
+    for name in columns.values():
+        if header[name] > 1:
+            raise UserError(f"{path}: column {name!r} occurs {header[name]} times in the header. Rename the others.")
     for name in columns.values():
         if name not in found:
             near = difflib.get_close_matches(name, found, n=1)

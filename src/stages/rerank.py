@@ -42,7 +42,8 @@ def standardize_rows(scores: Floats, filled: np.ndarray) -> Floats:
     values = np.where(filled, scores, 0.0).astype(np.float64)
     centred = np.where(filled, values - values.sum(axis=1, keepdims=True) / counts, 0.0)
     spread = np.sqrt((centred**2).sum(axis=1, keepdims=True) / counts)
-    return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 1e-9).astype(np.float32)
+    result: Floats = np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 1e-9).astype(np.float32)
+    return result
 
 
 def blend(candidates: Run, pair_scores: Floats, weight: float, name: str) -> Run:

@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+
+from config import load_settings
+from config.schema import SETTINGS_FILE
+from src.core.errors import UserError
+
+
+def changed(tmp_path: Path, old: str, new: str) -> Path:
+    source = SETTINGS_FILE.read_text(encoding="utf-8")
+    assert source.count(old) == 1
+    path = tmp_path / "settings.py"
+    path.write_text(source.replace(old, new), encoding="utf-8")
+    return path
+
+
+def test_contract_defaults() -> None:
+    settings = load_settings()
+    assert settings.enable_cross_encoder_reranking is True
+    assert settings.cross_encoder_model == "cross-encoder/ms-marco-MiniLM-L-12-v2"
+    assert settings.cross_encoder_model_multilingual == "cross-encoder/mmarco-mMiniLMv2-L12-H384-v1"
+    assert (settings.reranker_candidate_k, settings.reranker_batch_size, settings.top_k) == (100, 32, 5)
+    assert settings.when_model_unavailable == "embedded"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("TOP_K = 5", "TOP_K = '5'", "TOP_K = '5' is not valid"),
+        ("TOP_K = 5", "TOP_K = 0", "TOP_K = 0 is not valid"),
+        ("TOP_K = 5", "TOP_K = True", "TOP_K = True is not valid"),
+        ("TOP_K = 5", "TOPK = 5", "unknown setting TOPK. Did you mean TOP_K?"),
+        ("TOP_K = 5", "top_k = 5", "unknown setting top_k. Did you mean TOP_K?"),
+        ("TOP_K = 5", "", "setting TOP_K is missing"),
+        ("TOP_K = 5", "TOP_K = 5 +", "cannot be read: SyntaxError"),
+        ("RERANKER_CANDIDATE_K = 100", "RERANKER_CANDIDATE_K = 3", "CANDIDATE_K = 3 must not be below TOP_K = 5"),
+        ("RERANKER_BLEND_WEIGHT = ", "RERANKER_BLEND_WEIGHT = 1 + ", "RERANKER_BLEND_WEIGHT = 1."),
+        ("RERANKING = True", 'RERANKING = "no"', "ENABLE_CROSS_ENCODER_RERANKING = 'no'"),
+        ("ENCODER_RERANKING = ", "ENCODER_RERANK = ", "Did you mean ENABLE_CROSS_ENCODER_RERANKING?"),
+        ('DEVICE = "auto"', 'DEVICE = "gpu"', "DEVICE = 'gpu' is not valid"),
+        ('FUSION_METHOD = "', 'FUSION_METHOD = "x', "FUSION_METHOD = 'x"),
+        ("BM25_B = ", "BM25_B = 1 + ", "BM25_B = 1."),
+        ('"unit": "document", "weight"', '"unit": "document", "wieght"', "Did you mean weight?"),
+        ('"unit": "document"', '"unit": "page"', "ENCODERS[0]['unit'] = 'page' is not valid"),
+        ("CHUNK_OVERLAP_TOKENS = ", "CHUNK_OVERLAP_TOKENS = 500 + ", "must be below CHUNK_TOKENS"),
+    ],
+)  # fmt: skip
+def test_invalid_settings_are_named(tmp_path: Path, old: str, new: str, complaint: str) -> None:
+    path = changed(tmp_path, old, new)
+    with pytest.raises(UserError) as error:
+        load_settings(path)
+    assert complaint in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_nothing_to_search_with(tmp_path: Path) -> None:
+    source = SETTINGS_FILE.read_text(encoding="utf-8")
+    path = tmp_path / "settings.py"
+    path.write_text(source + "\nENCODERS = []\nBM25_DOCUMENT_WEIGHT = 0\nBM25_CHUNK_WEIGHT = 0\n", encoding="utf-8")
+    with pytest.raises(UserError, match="nothing is left to search with"):
+        load_settings(path)
+
+
+def test_the_same_encoder_twice(tmp_path: Path) -> None:
+    source = SETTINGS_FILE.read_text(encoding="utf-8")
+    path = tmp_path / "settings.py"
+    path.write_text(source + '\nENCODERS = [{"model": "m", "unit": "chunk", "weight": 1}] * 2\n', encoding="utf-8")
+    with pytest.raises(UserError, match="stand twice"):
+        load_settings(path)
+
+
+def test_whole_numbers_where_fractions_are_meant(tmp_path: Path) -> None:
+    source = SETTINGS_FILE.read_text(encoding="utf-8")
+    path = tmp_path / "settings.py"
+    path.write_text(source + "\nBM25_K1 = 2\nRERANKER_BLEND_WEIGHT = 1\nBM25_CHUNK_WEIGHT = 0\n", encoding="utf-8")
+    settings = load_settings(path)
+    assert (settings.bm25_k1, settings.reranker_blend_weight, settings.bm25_chunk_weight) == (2.0, 1.0, 0.0)
+
+
+def test_snapshot_names_every_constant() -> None:
+    snapshot = load_settings().snapshot()
+    assert snapshot["TOP_K"] == 5
+    assert snapshot["ENCODERS"][0]["unit"] == "document"

@@ -1,0 +1,179 @@
+"""Fixtures: tiny models made on the spot, and small corpora on disk. Nothing is downloaded."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+
+from config import Settings, load_settings
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT / "scripts"))
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyzабвгдежзийклмнопрстуфхцчшщъыьэюя0123456789.,?!-%"
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+def bert_tokenizer() -> PreTrainedTokenizerFast:
+    """WordPiece over single letters, joined as BERT joins pairs: [CLS] A [SEP] B [SEP], types 0 and 1."""
+    vocabulary = {piece: i for i, piece in enumerate([*SPECIAL, *ALPHABET, *(f"##{c}" for c in ALPHABET)])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=128,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def xlmr_tokenizer() -> PreTrainedTokenizerFast:
+    """Unigram over single letters, joined as XLM-R joins pairs: <s> A </s></s> B </s>, no types."""
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [(c, -3.0) for c in ALPHABET]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=3, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=128,
+        bos_token="<s>",
+        eos_token="</s>",
+        cls_token="<s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def tiny_config(vocabulary: int, **changes: int) -> BertConfig:
+    return BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        **changes,
+    )
+
+
+def save_cross_encoder(folder: Path, labels: int = 1) -> Path:
+    torch.manual_seed(7)
+    tokenizer = bert_tokenizer()
+    model = BertForSequenceClassification(tiny_config(len(tokenizer), num_labels=labels))
+    with torch.no_grad():
+        model.classifier.weight.mul_(50)  # spread the scores of an untrained model
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_cross_encoder(tmp_path_factory.mktemp("models") / "cross-encoder")
+
+
+@pytest.fixture(scope="session")
+def two_logit_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_cross_encoder(tmp_path_factory.mktemp("models") / "two-logits", labels=2)
+
+
+@pytest.fixture(scope="session")
+def bi_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("models") / "bi-encoder"
+    bare = tmp_path_factory.mktemp("bare")
+    tokenizer = bert_tokenizer()
+    BertModel(tiny_config(len(tokenizer)), add_pooling_layer=False).save_pretrained(bare)
+    tokenizer.save_pretrained(bare)
+    modules = [Transformer(str(bare), max_seq_length=128), Pooling(32, pooling_mode="mean"), Normalize()]
+    model = SentenceTransformer(modules=modules, prompts={"query": "q: ", "document": "d: "}, device="cpu")
+    model.save(str(folder), create_model_card=False)
+    return folder
+
+
+PAGES = {
+    "10": ("Дебетовая карта", "Обслуживание карты бесплатно. Снятие наличных без комиссии до 100 000 рублей в месяц."),
+    "9": ("Кредитная карта", "Льготный период 120 дней. Снятие наличных с кредитной карты стоит 3 % и 390 рублей."),
+    "11": ("Вклад", "Ставка по вкладу 15 % годовых. Проценты выплачиваются в конце срока. Пополнять вклад нельзя."),
+    "12": ("Ипотека", "Первый взнос от 20 %. Срок кредита до 30 лет. Можно использовать материнский капитал."),
+    "13": ("", "Отделение в Казани работает с 9 до 19 часов. В субботу до 16 часов."),
+    "14": ("Перевод по номеру телефона", "Переводы через СБП без комиссии до 100 000 рублей в месяц."),
+    "15": ("Premium", "Free airport lounges and a personal manager for premium customers."),
+}
+QUESTIONS = {
+    "q1": "сколько стоит снять наличку с кредитки",
+    "q2": "какая ставка по вкладу",
+    "q3": "до скольки работает отделение в казани",
+    "q4": "airport lounge",
+}
+LABELS = {"q1": ["9"], "q2": ["11"], "q3": ["13"], "q4": ["15"]}
+
+
+def write_csv(path: Path, header: str, rows: list[str], encoding: str = "utf-8", newline: str = "\n") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes((newline.join([header, *rows]) + newline).encode(encoding))
+    return path
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> Path:
+    """A data folder with seven pages, four questions and labels in raw/."""
+    raw = tmp_path / "bank" / "raw"
+    pages = [f'{i},https://b.example/{i},faq,"{title}","{text}"' for i, (title, text) in PAGES.items()]
+    write_csv(raw / "websites_updated.csv", "web_id,url,kind,title,text", pages)
+    write_csv(raw / "questions_clean.csv", "q_id,query", [f'{q},"{text}"' for q, text in QUESTIONS.items()])
+    write_csv(raw / "qrels.csv", "q_id,web_id", [f"{q},{doc}" for q, docs in LABELS.items() for doc in docs])
+    return raw.parent
+
+
+@pytest.fixture
+def settings(bi_encoder: Path, cross_encoder: Path) -> Settings:
+    """The project's settings with tiny models in place of the real ones."""
+    values = load_settings().model_dump()
+    values["encoders"] = [
+        {"model": str(bi_encoder), "unit": "document", "weight": 1.0},
+        {"model": str(bi_encoder), "unit": "chunk", "weight": 1.0},
+    ]
+    values.update(
+        cross_encoder_model=str(cross_encoder),
+        cross_encoder_model_multilingual=None,
+        reranker_candidate_k=5,
+        top_k=3,
+        encoder_max_tokens=128,
+        reranker_max_length=128,
+        device="cpu",
+    )
+    return Settings(**values)
+
+
+def load_script(name: str) -> ModuleType:
+    """A numbered script as a module (its name is no identifier)."""
+    path = PROJECT / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"script_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,65 @@
+"""The scorer against sentence-transformers' CrossEncoder on the same model and pairs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import CrossEncoder
+
+from src.core.errors import UserError
+from src.engine.pair_scorer import TorchPairScorer
+
+QUESTIONS = ["сколько стоит карта", "airport lounge", "где банкомат?"]
+PASSAGES = ["Карта бесплатна.", "Free airport lounges for premium customers. " * 5, "Банкомат на вокзале", "нет"]
+
+
+def all_pairs() -> np.ndarray:
+    return np.array([(q, p) for q in range(len(QUESTIONS)) for p in range(len(PASSAGES))], dtype=np.int32)
+
+
+def test_scores_equal_sentence_transformers(cross_encoder: Path) -> None:
+    scorer = TorchPairScorer(cross_encoder, "cpu", batch_size=5, max_length=128)
+    pairs = all_pairs()
+    found = scorer.score(scorer.tokenize(QUESTIONS), scorer.tokenize(PASSAGES), pairs)
+    peer = CrossEncoder(str(cross_encoder), device="cpu", max_length=128)
+    texts = [(QUESTIONS[q], PASSAGES[p]) for q, p in pairs.tolist()]
+    expected = peer.predict(texts, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert np.ptp(expected) > 1e-3  # the comparison would be empty on equal scores
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_scores_do_not_depend_on_the_batch(cross_encoder: Path, batch_size: int) -> None:
+    pairs = all_pairs()
+    scorers = [TorchPairScorer(cross_encoder, "cpu", size, 64) for size in (12, batch_size)]
+    first, second = (s.score(s.tokenize(QUESTIONS), s.tokenize(PASSAGES), pairs) for s in scorers)
+    np.testing.assert_allclose(first, second, atol=1e-5)
+
+
+def test_passage_is_cut_and_question_is_not(cross_encoder: Path) -> None:
+    scorer = TorchPairScorer(cross_encoder, "cpu", batch_size=4, max_length=32)
+    questions = scorer.tokenize(["а " * 40])  # longer than half of 32: the model's own limit of 128 applies
+    passages = scorer.tokenize(["б " * 300, "б " * 85, "б " * 84])
+    scores = scorer.score(questions, passages, np.array([[0, 0], [0, 1], [0, 2]], dtype=np.int32))
+    # 128 - 3 special tokens - 40 of the question leave 85 tokens of the passage.
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    assert scores[1] != scores[2]
+
+
+def test_question_beyond_the_models_limit(cross_encoder: Path) -> None:
+    scorer = TorchPairScorer(cross_encoder, "cpu", batch_size=4, max_length=32)
+    assert scorer.longest_question == 128 - 3 - 1
+    with pytest.raises(UserError, match="a question has 125 tokens; this cross-encoder reads at most 124"):
+        scorer.score(scorer.tokenize(["а " * 125]), scorer.tokenize(["б"]), np.array([[0, 0]], dtype=np.int32))
+
+
+def test_two_logits_are_refused(two_logit_model: Path) -> None:
+    with pytest.raises(UserError, match="has 2 outputs, a reranker has 1"):
+        TorchPairScorer(two_logit_model, "cpu", 4, 64)
+
+
+def test_no_pairs(cross_encoder: Path) -> None:
+    scorer = TorchPairScorer(cross_encoder, "cpu", 4, 64)
+    empty = np.zeros((0, 2), dtype=np.int32)
+    assert scorer.score(scorer.tokenize([]), scorer.tokenize([]), empty).shape == (0,)

@@ -1,0 +1,187 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src.core.errors import UserError
+from src.core.types import Corpus, Queries
+from src.stages.preprocess import (
+    chunk_corpus,
+    chunk_spans,
+    parse_id_list,
+    read_corpus,
+    read_qrels,
+    read_queries,
+    sentence_spans,
+    summarize,
+)
+from tests.conftest import bert_tokenizer, write_csv
+
+CORPUS = {"id": "web_id", "title": "title", "text": "text"}
+QUESTIONS = {"id": "q_id", "query": "query"}
+LABELS = {"query_id": "q_id", "doc_id": "web_id"}
+HEADER = "web_id,url,kind,title,text"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1251"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_encodings_and_line_ends(tmp_path: Path, encoding: str, newline: str) -> None:
+    rows = ['2,u,k,"Вклад, «Плюс»","Строка ""один""' + newline + 'строка два"', "10,u,k,,Текст", "007,u,k,nan,NaN"]
+    path = write_csv(tmp_path / "c.csv", HEADER, rows, encoding, newline)
+    corpus = read_corpus(path, CORPUS)
+    assert corpus.doc_ids == ("007", "10", "2")
+    assert corpus.titles == ("", "", "Вклад, «Плюс»")
+    assert corpus.texts == ("", "Текст", 'Строка "один"\nстрока два')
+
+
+def test_words_like_none_are_kept(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "c.csv", HEADER, ["1,u,k,None,NA", "2,u,k,null,нет"])
+    assert read_corpus(path, CORPUS).titles == ("None", "null")
+
+
+CASES = {
+    "empty file": (b"", "the file is empty"),
+    "header only": (b"web_id,title,text\n", "has a header but no rows"),
+    "missing column": (
+        b"web_id,titel,text\n1,a,b\n",
+        "no column 'title'; the file has 'web_id', 'titel', 'text'. Did you mean 'titel'?",
+    ),
+    "duplicate column": (b"web_id,title,title,text\n1,a,b,c\n", "column 'title' occurs 2 times"),
+    "duplicate id": (
+        b"web_id,title,text\n1,a,b\n2,a,b\n1,c,d\n",
+        "row 3: id '1' in column 'web_id' stands already in row 1",
+    ),
+    "empty id": (b"web_id,title,text\n1,a,b\n ,a,b\n", "row 2: empty id in column 'web_id'"),
+    "all empty": (b"web_id,title,text\n1,,\n2,,nan\n", "all 2 rows are empty"),
+    "utf-16": ("web_id,title,text\n1,a,b\n".encode("utf-16"), "UTF-16"),
+    "broken utf-8": (
+        "web_id,title,text\n1,привет,мир\n".encode() + b"2,\xff\xfe,x\n",
+        "broken UTF-8 at byte 42 (0xff)",
+    ),
+    "too many fields": (b"web_id,title,text\n1,a,b,c,d\n", "more fields"),
+    "open quote": (b'web_id,title,text\n1,"a,b\n2,c,d\n', "cannot be read as CSV"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_corpus_files(tmp_path: Path, name: str) -> None:
+    data, complaint = CASES[name]
+    path = tmp_path / "c.csv"
+    path.write_bytes(data)
+    with pytest.raises(UserError) as error:
+        read_corpus(path, CORPUS)
+    assert complaint in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_corpus(tmp_path / "nothing.csv", CORPUS)
+
+
+def test_questions_keep_their_order(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "q.csv", "q_id,query", ["9,как  дела?", "1,ААА", "5,как  дела?"])
+    assert read_queries(path, QUESTIONS) == Queries(("9", "1", "5"), ("как дела?", "ААА", "как дела?"))
+
+
+def test_empty_question(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "q.csv", "q_id,query", ["1,a", "2,  "])
+    with pytest.raises(UserError, match="row 2: question '2' is empty in column 'query'"):
+        read_queries(path, QUESTIONS)
+
+
+@pytest.mark.parametrize(
+    ("cell", "ids"),
+    [
+        ("935", ["935"]),
+        ("[935, 687]", ["935", "687"]),
+        ('["p1", "p2"]', ["p1", "p2"]),
+        ("['a b']", ["a b"]),
+        ("[]", []),
+        (" ", []),
+    ],
+)
+def test_parse_id_list(cell: str, ids: list[str]) -> None:
+    assert parse_id_list(cell) == ids
+
+
+def test_labels_by_row_and_by_list(tmp_path: Path) -> None:
+    corpus, queries = Corpus(("1", "2", "3"), ("",) * 3, ("x",) * 3), Queries(("a", "b", "c"), ("?",) * 3)
+    path = write_csv(tmp_path / "l.csv", "q_id,web_id", ["a,1", "a,2", 'b,"[3, 1]"'])
+    qrels = read_qrels(path, LABELS, queries, corpus)
+    assert qrels.relevant == {"a": {"1", "2"}, "b": {"1", "3"}}
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ("zz,1", "row 1: label for question 'zz', which the 1 questions do not hold"),
+        ("a,99", "row 1: label names document '99', which the corpus of 1 documents does not hold"),
+        ("a,[]", "row 1: question 'a' has no document id"),
+    ],
+)
+def test_labels_for_unknown_ids(tmp_path: Path, row: str, complaint: str) -> None:
+    path = write_csv(tmp_path / "l.csv", "q_id,web_id", [row])
+    with pytest.raises(UserError, match=complaint):
+        read_qrels(path, LABELS, Queries(("a",), ("?",)), Corpus(("1",), ("",), ("x",)))
+
+
+def test_sentences() -> None:
+    text = "Карта бесплатна. Снятие 3 % (мин. 390 руб.) без даты! Что дальше?\n\n— пункт один;\n— пункт два"
+    assert [text[a:b] for a, b in sentence_spans(text)] == [
+        "Карта бесплатна.",
+        "Снятие 3 % (мин. 390 руб.) без даты!",
+        "Что дальше?",
+        "— пункт один;",
+        "— пункт два",
+    ]
+
+
+def letters(text: str) -> list[tuple[int, int]]:
+    return [(i, i + 1) for i, char in enumerate(text) if not char.isspace()]
+
+
+def test_chunks_hold_whole_sentences_and_overlap() -> None:
+    text = "Aaa. Bbb. Ccc. Ddd."
+    # Each sentence has 4 tokens: two fit into 9, and one is repeated.
+    spans = chunk_spans(text, letters(text), limit=9, overlap=4)
+    assert [text[a:b] for a, b in spans] == ["Aaa. Bbb.", "Bbb. Ccc.", "Ccc. Ddd."]
+    spans = chunk_spans(text, letters(text), limit=9, overlap=0)
+    assert [text[a:b] for a, b in spans] == ["Aaa. Bbb.", "Ccc. Ddd."]
+
+
+def test_a_long_sentence_is_cut_between_tokens() -> None:
+    text = "abcdefghij"
+    assert chunk_spans(text, letters(text), limit=4, overlap=1) == [(0, 4), (4, 8), (8, 10)]
+
+
+@given(st.text(alphabet="abАБ .!?\n", max_size=120), st.integers(1, 12), st.integers(0, 11))
+def test_chunks_cover_every_token_within_the_limit(text: str, limit: int, overlap: int) -> None:
+    tokens = letters(text)
+    spans = chunk_spans(text, tokens, limit, min(overlap, limit - 1))
+    covered = {i for start, end in spans for i in range(start, end)}
+    assert {i for i, _ in tokens} <= covered
+    for start, end in spans:
+        assert sum(start <= i < end for i, _ in tokens) <= limit
+        assert text[start:end].strip() == text[start:end]
+    assert spans == sorted(set(spans))
+
+
+def test_chunk_corpus_offsets_and_empty_documents() -> None:
+    corpus = Corpus(("1", "2", "3"), ("", "Только заголовок", "T"), ("", "", "Aaa. Bbb."))
+    chunks = chunk_corpus(corpus, bert_tokenizer(), 4, 0)
+    assert chunks.doc_rows.tolist() == [1, 2, 2]
+    assert [chunks.text(corpus, i) for i in range(3)] == ["", "Aaa.", "Bbb."]
+
+
+def test_summary_counts() -> None:
+    corpus = Corpus(("1", "2", "3", "4"), ("a", "a", "", "b"), ("текст", "текст", "", "text"))
+    queries = Queries(("1", "2", "3"), ("Да?", "да?", "card"))
+    summary = summarize(corpus, chunk_corpus(corpus, bert_tokenizer(), 16, 0), queries, None)
+    assert (summary.documents, summary.empty_documents, summary.duplicate_documents) == (4, 1, 1)
+    assert (summary.chunks, summary.questions, summary.duplicate_questions) == (3, 3, 1)
+    assert summary.question_languages == {"ru": 2, "en": 1}
+    assert dict(summary.rows())["  labelled"] == "no labels"
+    assert np.array_equal([summary.labelled_questions], [None])

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from src.core.errors import UserError
+from src.core.types import Chunks, Corpus, Queries, Run
+from src.engine.tokens import TokenTable
+from src.stages.rerank import CrossEncoderReranker, IdentityReranker, PassageTexts, blend, standardize_rows
+
+
+class WordOverlap:
+    """A pair scorer that needs no model: shared letters of question and passage; it counts the pairs it is given."""
+
+    longest_question = 20
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[int, int]] = []
+
+    def tokenize(self, texts: tuple[str, ...]) -> TokenTable:
+        ids = [np.frombuffer(text.encode("latin-1"), dtype=np.uint8).astype(np.int32) for text in texts]
+        offsets = np.concatenate([[0], np.cumsum([len(i) for i in ids])]).astype(np.int64)
+        return TokenTable(np.concatenate([*ids, np.zeros(0, np.int32)]).astype(np.int32), offsets)
+
+    def score(self, questions: TokenTable, passages: TokenTable, pairs: np.ndarray) -> np.ndarray:
+        self.pairs.extend(map(tuple, pairs.tolist()))
+        shared = [len(set(questions[q].tolist()) & set(passages[p].tolist())) for q, p in pairs.tolist()]
+        return np.array(shared, dtype=np.float32)
+
+
+CORPUS = Corpus(("a", "b", "c"), ("", "", ""), ("xyz", "abc abd", "xyz"))
+CHUNKS = Chunks(*(np.array(v, dtype=np.int32) for v in ([0, 1, 1, 2], [0, 0, 4, 0], [3, 3, 7, 3])))
+
+
+def candidates(rows: list[list[int]], scores: list[list[float]]) -> Run:
+    ids = tuple(f"q{i}" for i in range(len(rows)))
+    return Run("fused", ids, np.array(rows, np.int32), np.array(scores, np.float32), CORPUS.fingerprint)
+
+
+def passages(chosen: list[list[list[int]]]) -> PassageTexts:
+    return PassageTexts.of(CORPUS, CHUNKS, np.array(chosen, np.int32))
+
+
+def test_equal_passages_are_one_text() -> None:
+    found = passages([[[0, -1], [1, 2], [3, -1]]])
+    assert found.texts == ("xyz", "abc", "abd")
+    assert found.rows.tolist() == [[[0, -1], [1, 2], [0, -1]]]
+
+
+def test_best_passage_counts_and_equal_pairs_are_scored_once() -> None:
+    scorer = WordOverlap()
+    reranker = CrossEncoderReranker(scorer, passages([[[0, -1], [1, 2], [3, -1]]] * 2), weight=1.0)
+    queries = Queries(("q0", "q1"), ("abd", "abd"))
+    done: list[int] = []
+    run = reranker.rerank(queries, candidates([[0, 1, 2]] * 2, [[3.0, 2.0, 1.0]] * 2), done.append)
+    # Document b: passages "abc" (2 shared letters) and "abd" (3); a and c share none and tie, in row order.
+    assert run.name == "rerank-on"
+    assert run.doc_rows.tolist() == [[1, 0, 2], [1, 0, 2]]
+    assert scorer.pairs == [(0, 0), (0, 1), (0, 2)]
+    assert sum(done) == 2
+
+
+def test_blend_by_hand() -> None:
+    run = candidates([[0, 1, 2]], [[3.0, 2.0, 1.0]])
+    # stage one z = 1.22474, 0, -1.22474; cross-encoder 0, 0, 6: mean 2, deviation sqrt(8),
+    # z = -.70711, -.70711, 1.41421
+    mixed = blend(run, np.array([[0.0, 0.0, 6.0]], np.float32), 0.75, "x")
+    assert mixed.doc_rows.tolist() == [[2, 0, 1]]
+    assert mixed.scores[0].tolist() == pytest.approx([0.75447, -0.22415, -0.53033], abs=1e-4)
+
+
+@given(st.lists(st.floats(-5, 5, width=32), min_size=3, max_size=3))
+def test_weight_zero_keeps_the_order_of_stage_one(scores: list[float]) -> None:
+    run = candidates([[2, 0, 1]], [[3.0, 2.0, 1.0]])
+    assert blend(run, np.array([scores], np.float32), 0.0, "x").doc_rows.tolist() == [[2, 0, 1]]
+
+
+def test_short_lists_stay_short() -> None:
+    run = candidates([[1, 0, -1]], [[2.0, 1.0, 0.0]])
+    mixed = blend(run, np.array([[0.0, 1.0, 99.0]], np.float32), 1.0, "x")
+    assert mixed.doc_rows.tolist() == [[0, 1, -1]]
+
+
+def test_standardize_rows_without_spread() -> None:
+    filled = np.array([[True, True, False], [False, False, False]])
+    assert standardize_rows(np.full((2, 3), 4.0, np.float32), filled).tolist() == [[0.0] * 3] * 2
+
+
+def test_document_without_a_passage_scores_as_the_lowest() -> None:
+    reranker = CrossEncoderReranker(WordOverlap(), passages([[[-1], [1], [0]]]), weight=1.0)
+    run = reranker.rerank(Queries(("q0",), ("abz",)), candidates([[0, 1, 2]], [[3.0, 2.0, 1.0]]))
+    # b shares 2 letters, c shares 1, a has no passage and takes c's score.
+    assert run.doc_rows.tolist() == [[1, 0, 2]]
+
+
+def test_blocks_do_not_change_the_result() -> None:
+    queries = Queries(tuple(f"q{i}" for i in range(5)), ("abd", "xyz", "abd", "cc", "z"))
+    chosen, rows, scores = [[[0], [1], [3]]] * 5, [[0, 1, 2]] * 5, [[3.0, 2.0, 1.0]] * 5
+    runs = [
+        CrossEncoderReranker(WordOverlap(), passages(chosen), 0.5, block).rerank(queries, candidates(rows, scores))
+        for block in (1, 2, 64)
+    ]
+    for run in runs[1:]:
+        np.testing.assert_array_equal(run.doc_rows, runs[0].doc_rows)
+        np.testing.assert_array_equal(run.scores, runs[0].scores)
+
+
+def test_question_that_is_too_long_is_named() -> None:
+    reranker = CrossEncoderReranker(WordOverlap(), passages([[[0]]]), 0.5)
+    with pytest.raises(UserError, match="question 'q0' has 30 tokens; the cross-encoder reads at most 20"):
+        reranker.rerank(Queries(("q0",), ("x" * 30,)), candidates([[0]], [[1.0]]))
+
+
+def test_identity() -> None:
+    run = candidates([[0, 1]], [[2.0, 1.0]])
+    same = IdentityReranker().rerank(Queries(("q0",), ("?",)), run)
+    assert same.name == "rerank-off"
+    np.testing.assert_array_equal(same.doc_rows, run.doc_rows)
