@@ -58,10 +58,10 @@ def add_search_flags(parser: argparse.ArgumentParser, settings: Settings) -> Non
         default=PROJECT_ROOT / settings.output_file,
         help=f"submission to write (default: {settings.output_file})",
     )
-    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N questions (default: all)")
+    parser.add_argument("--limit", type=positive_integer, metavar="N", help="only the first N questions (default: all)")
     parser.add_argument(
         "--top-k",
-        type=_positive,
+        type=positive_integer,
         metavar="N",
         default=settings.top_k,
         help=f"documents per question (default: TOP_K = {settings.top_k})",
@@ -91,7 +91,8 @@ def preparation_parser(prog: str, description: str, settings: Settings) -> argpa
     return parser
 
 
-def _positive(text: str) -> int:
+def positive_integer(text: str) -> int:
+    """A flag's value: a whole number of at least 1."""
     try:
         value = int(text)
     except ValueError:

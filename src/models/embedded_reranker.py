@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from src.core.artifacts import (
     MANIFEST_NAME,
@@ -23,12 +24,24 @@ ADAPTER = Path(__file__).resolve().parent / "adapters" / NAME
 log = logging.getLogger(__name__)
 
 
-def load_base_classifier(base: Path, layers: int) -> object:
-    """The bi-encoder's lowest ``layers`` layers as a sequence classifier with one (untrained) logit."""
+def load_base_classifier(base: Path, layers: int | None = None) -> Any:
+    """A model as a sequence classifier with one logit, untrained where ``base`` is a bi-encoder.
+
+    Args:
+        layers: keep only the lowest ones; ``None`` keeps all.
+    """
     from transformers import AutoModelForSequenceClassification
 
+    shape = {} if layers is None else {"num_hidden_layers": layers}
+    # Trained without dropout: the runs are short, and the merged model must score as the trained one does.
     return AutoModelForSequenceClassification.from_pretrained(
-        base, num_labels=1, num_hidden_layers=layers, local_files_only=True, trust_remote_code=False
+        base,
+        num_labels=1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        local_files_only=True,
+        trust_remote_code=False,
+        **shape,
     )
 
 

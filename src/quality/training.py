@@ -1,4 +1,4 @@
-"""Fine-tuning a cross-encoder: pairs with mined hard negatives, listwise loss, a small LoRA adapter.
+"""Fine-tuning a cross-encoder: listwise loss over mined hard negatives, a small LoRA adapter.
 
 The loss is the softmax cross-entropy over one positive and n negatives of a question (the listwise loss with one
 relevant item; Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Listwise Approach"). LoRA: Hu et al. 2021.
@@ -9,30 +9,24 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 
 from src.core.artifacts import atomic_path
 from src.core.errors import UserError
-
-log = logging.getLogger(__name__)
+from src.core.types import Progress
+from src.quality.mining import Example, has_fast_bfloat16
 
 ENCODER_LINEARS = r".*encoder\.layer\.\d+\..*\.(query|key|value|dense)"
+_STATE_FILE = "training_state.pt"
 
-
-@dataclass(frozen=True)
-class Example:
-    """One question with one relevant passage and its mined negatives, best first."""
-
-    question: str
-    positive: str
-    negatives: tuple[str, ...]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,7 @@ class TrainingSettings:
 
     Attributes:
         layers: encoder layers kept, from the bottom.
-        rank, alpha, dropout: of LoRA, on query, key, value and dense of every kept layer.
+        rank, alpha: of LoRA, on query, key, value and dense of every kept layer.
         learning_rate: peak, after ``warmup_steps`` of linear warm-up, then linear decay to zero.
         steps, questions_per_step, negatives_per_question: size of the run; one question is 1 + n pairs.
         max_tokens: longest pair; the passage is cut, never the question.
@@ -51,118 +45,62 @@ class TrainingSettings:
     layers: int = 6
     rank: int = 32
     alpha: int = 64
-    dropout: float = 0.0
     learning_rate: float = 3e-4
     warmup_steps: int = 40
-    steps: int = 1500
-    questions_per_step: int = 8
-    negatives_per_question: int = 3
-    max_tokens: int = 112
+    steps: int = 2000
+    questions_per_step: int = 6
+    negatives_per_question: int = 5
+    max_tokens: int = 128
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     seed: int = 0
 
 
-def read_pairs(path: Path) -> list[tuple[str, str]]:
-    """Read (question, passage) pairs from JSON lines ``{"question": ..., "passage": ...}``.
+@dataclass(frozen=True)
+class Source:
+    """Training examples of one kind.
+
+    Attributes:
+        name: for the log and the recipe.
+        examples: those without enough negatives are never drawn.
+        share: relative chance that a question is drawn from here.
+        rewrite: changes an example each time it is drawn; ``None`` leaves it.
+    """
+
+    name: str
+    examples: Sequence[Example]
+    share: float = 1.0
+    rewrite: Callable[[Example, random.Random], Example] | None = None
+
+
+def draw(sources: Sequence[Source], settings: TrainingSettings) -> Iterator[list[Example]]:
+    """Endless batches of examples with exactly ``negatives_per_question`` negatives.
+
+    Sources are drawn by their share; within one, every example comes once before any comes twice.
 
     Raises:
-        UserError: where the file is missing or empty, or a line has not both fields.
+        UserError: where no source has an example with enough negatives.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file of training pairs. Give --pairs a JSON-lines file.")
-    pairs: list[tuple[str, str]] = []
-    with path.open(encoding="utf-8") as handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                pairs.append((str(record["question"]).strip(), str(record["passage"]).strip()))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f'{path}, line {number}: expected {{"question": "...", "passage": "..."}} ({error!r}).'
-                ) from error
-    if not pairs:
-        raise UserError(f"{path}: empty: no training pairs.")
-    return pairs
-
-
-def mine_negatives(
-    questions: Sequence[str],
-    positive_rows: Sequence[frozenset[int]],
-    passages: Sequence[str],
-    dense_scores: Callable[[int, int], npt.NDArray[np.float32]],
-    lexical_top: Callable[[str, int], Sequence[int]],
-    dense_depth: int = 30,
-    lexical_depth: int = 10,
-    margin: float = 0.03,
-    block: int = 256,
-) -> list[tuple[int, ...]]:
-    """Hard negatives per question: near in vectors or in words, yet not (nearly) a right answer.
-
-    A candidate is among the ``dense_depth`` nearest by cosine or the ``lexical_depth`` best by BM25. It is dropped
-    where it is a positive, repeats a positive's text, or lies nearer to the question than the best positive plus
-    ``margin`` (probably an unlabelled right answer).
-
-    Args:
-        questions: Q texts.
-        positive_rows: for each question the rows of its relevant passages.
-        passages: N texts.
-        dense_scores: (first question, last + 1) -> cosine float32 [block, N].
-        lexical_top: (question, depth) -> rows of the best passages by BM25.
-
-    Returns:
-        For each question the rows of its negatives, nearest first (may be empty).
-    """
-    negatives: list[tuple[int, ...]] = []
-    for start in range(0, len(questions), block):
-        stop = min(start + block, len(questions))
-        cosines = dense_scores(start, stop)
-        for offset in range(stop - start):
-            positives = positive_rows[start + offset]
-            row = cosines[offset]
-            bound = max(float(row[p]) for p in positives) + margin
-            texts = {passages[p].casefold() for p in positives}
-            depth = min(dense_depth + len(positives), len(row))
-            near = np.argpartition(-row, depth - 1)[:depth]
-            candidates = dict.fromkeys(int(i) for i in near[np.argsort(-row[near], kind="stable")])
-            candidates.update(dict.fromkeys(int(i) for i in lexical_top(questions[start + offset], lexical_depth)))
-            negatives.append(
-                tuple(
-                    i
-                    for i in candidates
-                    if i not in positives and row[i] < bound and passages[i].casefold() not in texts
-                )
-            )
-    return negatives
-
-
-def draw_batches(
-    examples: Sequence[Example],
-    settings: TrainingSettings,
-    augment: Callable[[Example, random.Random], Example] | None = None,
-) -> Iterator[list[tuple[str, list[str]]]]:
-    """Endless batches of (question, [positive, negative, ...]); every example comes once before any comes twice."""
     generator = random.Random(settings.seed)
-    usable = [e for e in examples if len(e.negatives) >= settings.negatives_per_question]
-    if len(usable) < settings.questions_per_step:
+    usable = {s.name: [e for e in s.examples if len(e.negatives) >= settings.negatives_per_question] for s in sources}
+    filled = [source for source in sources if usable[source.name] and source.share > 0]
+    if not filled:
         raise UserError(
-            f"only {len(usable)} questions have {settings.negatives_per_question} mined negatives, at least "
-            f"{settings.questions_per_step} are needed. Give more pairs, or lower --negatives."
+            f"no question has {settings.negatives_per_question} mined negatives. Give more pairs, or lower --negatives."
         )
+    waiting: dict[str, list[Example]] = {source.name: [] for source in filled}
     while True:
-        order = list(range(len(usable)))
-        generator.shuffle(order)
-        for start in range(0, len(order) - settings.questions_per_step + 1, settings.questions_per_step):
-            batch = []
-            for index in order[start : start + settings.questions_per_step]:
-                example = usable[index]
-                if augment is not None:
-                    example = augment(example, generator)
-                drawn = generator.sample(example.negatives, settings.negatives_per_question)
-                batch.append((example.question, [example.positive, *drawn]))
-            yield batch
+        batch = []
+        for source in generator.choices(
+            filled, weights=[source.share for source in filled], k=settings.questions_per_step
+        ):
+            if not waiting[source.name]:
+                waiting[source.name] = generator.sample(usable[source.name], len(usable[source.name]))
+            example = waiting[source.name].pop()
+            negatives = generator.sample(example.negatives, settings.negatives_per_question)
+            example = replace(example, negatives=tuple(negatives))
+            batch.append(source.rewrite(example, generator) if source.rewrite is not None else example)
+        yield batch
 
 
 def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
@@ -178,109 +116,201 @@ def wrap_with_lora(model: torch.nn.Module, settings: TrainingSettings) -> Any:
         task_type=TaskType.SEQ_CLS,
         r=settings.rank,
         lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
         target_modules=ENCODER_LINEARS,
         modules_to_save=["pooler", "classifier"],
     )
     return get_peft_model(model, config)
 
 
-def train(
-    model: Any,
-    tokenizer: Any,
-    examples: Sequence[Example],
-    settings: TrainingSettings,
-    save: Callable[[Any, int], None],
-    augment: Callable[[Example, random.Random], Example] | None = None,
-    device: str = "cpu",
-    save_every: int = 100,
-    evaluate: Callable[[Any], str] | None = None,
-) -> list[dict[str, float]]:
-    """Train in place.
+class Trainer:
+    """Trains a LoRA model in place.
+
+    The model runs in bfloat16 where the device is fast at it (CUDA, CPUs with AVX512-BF16); the trained weights have
+    float32 masters, so that small updates are not rounded away.
 
     Args:
-        model: a PEFT model with one logit.
+        model: a PEFT model with one logit, see :func:`wrap_with_lora`.
         tokenizer: its tokenizer.
-        examples: questions with positives and negatives.
-        save: called with the model and the step, every ``save_every`` steps and at the end.
-        augment: changes an example before it is drawn.
-        evaluate: called after each save; its line is logged.
-
-    Returns:
-        One record per 20 steps: step, loss, accuracy (the positive scores highest), seconds.
-
-    Raises:
-        UserError: where the loss is no longer finite.
+        folder: where checkpoints go; a training that was interrupted there goes on from its last one.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    log.info("trainable parameters: %s", f"{sum(p.numel() for p in trainable):,}")
-    optimizer = torch.optim.AdamW(trainable, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings))
-    model.to(device).train()
-    history: list[dict[str, float]] = []
-    losses: list[float] = []
-    hits: list[float] = []
-    started = time.monotonic()
-    width = 1 + settings.negatives_per_question
-    for step, batch in enumerate(draw_batches(examples, settings, augment), start=1):
-        logits = _score_batch(model, tokenizer, batch, settings, device).view(len(batch), width)
-        loss = torch.nn.functional.cross_entropy(logits, torch.zeros(len(batch), dtype=torch.long, device=device))
+
+    def __init__(self, model: Any, tokenizer: Any, settings: TrainingSettings, folder: Path, device: str) -> None:
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.folder = folder
+        self.device = device
+        fast = device.startswith("cuda") or (device == "cpu" and has_fast_bfloat16())
+        self.model = model.to(device=device, dtype=torch.bfloat16 if fast else torch.float32)
+        self.live = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.masters = [parameter.detach().float().clone() for parameter in self.live]
+        self.optimizer = torch.optim.AdamW(self.masters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.history: list[dict[str, float]] = []
+
+    def train(
+        self,
+        sources: Sequence[Source],
+        bars: Callable[[str, int], AbstractContextManager[Progress]],
+        save_every: int = 200,
+        evaluate: Callable[["Trainer"], float] | None = None,
+        patience: int | None = None,
+    ) -> None:
+        """Train; leaves the best model where ``evaluate`` is given, else the last.
+
+        Args:
+            sources: what to draw questions from.
+            save_every: steps between checkpoints (and evaluations).
+            evaluate: higher is better.
+            patience: stop after this many evaluations without a better one.
+
+        Raises:
+            UserError: where the loss is no longer finite.
+        """
+        first, best, best_masters, worse = self._resume()
+        with bars("Training", self.settings.steps) as progress:
+            progress(first)
+            losses: list[float] = []
+            hits: list[float] = []
+            started = time.monotonic()
+            for step, batch in enumerate(draw(sources, self.settings)):
+                if step < first:
+                    continue
+                if step >= self.settings.steps:
+                    break
+                loss, hit = self._step(batch, step)
+                losses.append(loss)
+                hits.append(hit)
+                progress(1)
+                done = step + 1
+                if done % save_every and done != self.settings.steps:
+                    continue
+                record = {"step": float(done), "loss": float(np.mean(losses)), "accuracy": float(np.mean(hits))}
+                if evaluate is not None:
+                    self.model.eval()
+                    record["held_out"] = evaluate(self)
+                    self.model.train()
+                self.history.append(record)
+                log.info(
+                    "step %d: %s, %.2f s/step",
+                    done,
+                    ", ".join(f"{key} {value:.4f}" for key, value in record.items() if key != "step"),
+                    (time.monotonic() - started) / (done - first),
+                )
+                losses, hits = [], []
+                if evaluate is None or record["held_out"] > best:
+                    best, worse = record.get("held_out", 0.0), 0
+                    best_masters = [master.clone() for master in self.masters]
+                else:
+                    worse += 1
+                self._checkpoint(done, best, best_masters, worse)
+                if patience is not None and worse >= patience:
+                    log.info("Stopped early: no better held-out figure for %d evaluations.", worse)
+                    break
+        if best_masters is not None:
+            for master, kept in zip(self.masters, best_masters, strict=True):
+                master.copy_(kept)
+        # What is saved are the masters, not their roundings.
+        self.model.to(torch.float32).eval()
+        self._publish()
+
+    def _step(self, batch: Sequence[Example], step: int) -> tuple[float, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * learning_rate_factor(step, self.settings)
+        self.model.train()
+        pairs = [(example.question, text) for example in batch for text in (example.positive, *example.negatives)]
+        logits = self.logits(pairs).view(len(batch), -1)
+        right = torch.zeros(len(batch), dtype=torch.long, device=logits.device)
+        loss = torch.nn.functional.cross_entropy(logits, right)
         if not torch.isfinite(loss):
             raise UserError(f"training diverged at step {step} (loss {loss.item()}). Lower --learning-rate.")
-        optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(trainable, settings.clip_norm)
-        optimizer.step()
-        schedule.step()
-        losses.append(float(loss.item()))
-        hits.append(float((logits.argmax(dim=1) == 0).float().mean().item()))
-        if step % 20 == 0 or step == settings.steps:
-            record = {
-                "step": float(step),
-                "loss": float(np.mean(losses)),
-                "accuracy": float(np.mean(hits)),
-                "seconds": time.monotonic() - started,
-            }
-            history.append(record)
-            log.info(
-                "step %d/%d  loss %.3f  accuracy %.3f  %.2f s/step",
-                step, settings.steps, record["loss"], record["accuracy"], record["seconds"] / step,
-            )  # fmt: skip
-            losses, hits = [], []
-        if step % save_every == 0 or step == settings.steps:
-            save(model, step)
-            if evaluate is not None:
-                model.eval()
-                log.info("step %d  %s", step, evaluate(model))
-                model.train()
-        if step == settings.steps:
-            break
-    return history
+        for master, parameter in zip(self.masters, self.live, strict=True):
+            assert parameter.grad is not None
+            master.grad, parameter.grad = parameter.grad.float(), None
+        torch.nn.utils.clip_grad_norm_(self.masters, self.settings.clip_norm)
+        self.optimizer.step()
+        self._publish()
+        return float(loss.item()), float((logits.argmax(dim=1) == 0).float().mean().item())
+
+    def _publish(self) -> None:
+        with torch.no_grad():
+            for master, parameter in zip(self.masters, self.live, strict=True):
+                parameter.copy_(master)
+
+    def logits(self, pairs: Sequence[tuple[str, str]], per_batch: int = 12) -> torch.Tensor:
+        """Logits of pairs, float32 [P]; sorted by length and run in parts, which saves most of the padding."""
+        encoded = self.tokenizer(
+            [question for question, _ in pairs],
+            [passage for _, passage in pairs],
+            truncation="only_second",
+            max_length=self.settings.max_tokens,
+        )["input_ids"]
+        order = sorted(range(len(pairs)), key=lambda i: len(encoded[i]))
+        parts = []
+        for start in range(0, len(order), per_batch):
+            ids = [encoded[i] for i in order[start : start + per_batch]]
+            # Few distinct widths: kernels are made once per shape on a CPU.
+            inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt", pad_to_multiple_of=16)
+            parts.append(self.model(**inputs.to(self.device)).logits[:, 0].float())
+        inverse = torch.empty(len(order), dtype=torch.long)
+        inverse[torch.tensor(order)] = torch.arange(len(order))
+        return torch.cat(parts)[inverse.to(parts[0].device)]
+
+    def _checkpoint(self, step: int, best: float, best_masters: Sequence[torch.Tensor] | None, worse: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "settings": asdict(self.settings),
+            "step": step,
+            "best": best,
+            "worse": worse,
+            "masters": self.masters,
+            "best_masters": best_masters,
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+        }
+        with atomic_path(self.folder / _STATE_FILE) as temporary:
+            torch.save(state, temporary)
+
+    def _resume(self) -> tuple[int, float, list[torch.Tensor] | None, int]:
+        path = self.folder / _STATE_FILE
+        if not path.is_file():
+            return 0, float("-inf"), None, 0
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["settings"] != asdict(self.settings):
+            raise UserError(
+                f"{path}: an interrupted training with other settings lies there. Remove it, or repeat those settings."
+            )
+        for master, kept in zip(self.masters, state["masters"], strict=True):
+            master.copy_(kept)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = list(state["history"])
+        self._publish()
+        log.info("Going on from step %d of an interrupted training in %s.", state["step"], self.folder)
+        return int(state["step"]), float(state["best"]), state["best_masters"], int(state["worse"])
+
+    def discard_checkpoint(self) -> None:
+        """Remove the checkpoint of a training that has ended."""
+        (self.folder / _STATE_FILE).unlink(missing_ok=True)
 
 
-def _score_batch(
-    model: Any, tokenizer: Any, batch: list[tuple[str, list[str]]], settings: TrainingSettings, device: str
-) -> torch.Tensor:
-    """Logits [questions * width]; the pairs run in two halves by length, which saves most of the padding."""
-    pairs = [(question, passage) for question, passages in batch for passage in passages]
-    encoded = tokenizer(
-        [q for q, _ in pairs], [p for _, p in pairs], truncation="only_second", max_length=settings.max_tokens
-    )["input_ids"]
-    order = sorted(range(len(pairs)), key=lambda i: len(encoded[i]))
-    parts = []
-    for half in (order[: len(order) // 2], order[len(order) // 2 :]):
-        inputs = tokenizer.pad({"input_ids": [encoded[i] for i in half]}, return_tensors="pt").to(device)
-        parts.append(model(**inputs).logits[:, 0].float())
-    inverse = torch.empty(len(order), dtype=torch.long)
-    inverse[torch.tensor(order)] = torch.arange(len(order))
-    return torch.cat(parts)[inverse.to(device)]
+def held_out_accuracy(trainer: Trainer, examples: Sequence[Example], negatives: int = 10) -> float:
+    """Share of held-out examples whose positive scores above all of its nearest ``negatives`` (Hit@1)."""
+    hits = 0
+    with torch.inference_mode():
+        for example in examples:
+            texts = (example.positive, *example.negatives[:negatives])
+            scores = trainer.logits([(example.question, text) for text in texts])
+            hits += int(bool((scores[1:] < scores[0]).all()))
+    return hits / max(1, len(examples))
 
 
-def save_adapter(model: Any, folder: Path, settings: TrainingSettings, base: str, history: Sequence[Any]) -> None:
+def save_adapter(
+    model: Any, folder: Path, settings: TrainingSettings, base: str, history: Sequence[Any], data: Sequence[Any] = ()
+) -> None:
     """Write the adapter as float16 safetensors with its configuration and recipe.
 
     Args:
         base: name of the base model, such as ``embedded:multilingual-e5-small``; no machine path is kept.
+        data: what it was trained on, for the recipe.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -296,5 +326,5 @@ def save_adapter(model: Any, folder: Path, settings: TrainingSettings, base: str
     with atomic_path(folder / "adapter_config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=2, default=str, sort_keys=True) + "\n", encoding="utf-8")
     with atomic_path(folder / "recipe.json") as temporary:
-        recipe = {"base": base, "settings": asdict(settings), "history": list(history)}
+        recipe = {"base": base, "settings": asdict(settings), "data": list(data), "history": list(history)}
         temporary.write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,211 @@
+"""Fine-tune the cross-encoder on labels or pairs; the result is a model directory for CROSS_ENCODER_MODEL."""
+
+import argparse
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
+from _inputs import choose_inputs, load_queries, log_inputs, prepared_corpus
+from _plans import encoder_plans, index_plan, search_plan
+from config import Settings
+from src.core.artifacts import atomic_directory
+from src.core.errors import UserError
+from src.engine.encoder import SentenceEncoder, pick_device
+from src.insight.profile import Profiler
+from src.insight.progress import progress_bar
+from src.models.embedded_reranker import load_base_classifier, merge_adapter
+from src.models.resolve import EMBEDDED, ModelResolver, ResolvedModel
+from src.pipeline import retrieve
+from src.quality.augment import Rewriter, pairs_by_rule
+from src.quality.mining import Example, Miner, labelled_examples, read_pairs
+from src.quality.training import Source, Trainer, TrainingSettings, held_out_accuracy, save_adapter, wrap_with_lora
+from src.stages.preprocess import sentence_spans
+from src.stages.rerank import PassageTexts
+
+log = logging.getLogger("search")
+
+ADAPTER_FOLDER = "adapter"
+MOST_HELD_OUT = 200
+
+
+def _parser(settings: Settings) -> argparse.ArgumentParser:
+    defaults = TrainingSettings()
+    parser = argparse.ArgumentParser(prog="04_train_reranker.py", description=__doc__)
+    add_data_flags(parser, settings)
+    add = parser.add_argument
+    add(
+        "--pairs", nargs="*", default=[], metavar="FILE[=SHARE[:N]]",
+        help="JSON lines {question, passage}; share of the questions drawn, most pairs to use (default: none)",
+    )  # fmt: skip
+    add(
+        "--rule-pairs", type=int, default=0, metavar="N",
+        help="also N pairs made by rules from the prepared corpus, no labels needed (default: 0)",
+    )  # fmt: skip
+    add("--rule-share", type=float, default=1.0, metavar="X", help="share of those beside --pairs (default: 1)")
+    add(
+        "--use-labels", action=argparse.BooleanOptionalAction, default=None,
+        help="train on the labels of the data folder (default: yes, unless other pairs are given)",
+    )  # fmt: skip
+    add("--name", default="my-reranker", help="name of the model under data/models (default: my-reranker)")
+    add(
+        "--base", default=EMBEDDED["cross-encoder"], metavar="MODEL",
+        help=f"model to start from (default: {EMBEDDED['cross-encoder']}; a bi-encoder starts from scratch)",
+    )  # fmt: skip
+    add(
+        "--layers", type=positive_integer, default=defaults.layers, metavar="N",
+        help=f"lowest layers to keep where --base is a bi-encoder (default: {defaults.layers})",
+    )  # fmt: skip
+    add("--steps", type=positive_integer, default=defaults.steps, metavar="N", help=f"(default: {defaults.steps})")
+    add("--learning-rate", type=float, default=defaults.learning_rate, metavar="X", help="peak (default: 3e-4)")
+    add("--rank", type=positive_integer, default=defaults.rank, metavar="N", help=f"of LoRA (default: {defaults.rank})")
+    add(
+        "--questions-per-step", type=positive_integer, default=defaults.questions_per_step, metavar="N",
+        help=f"(default: {defaults.questions_per_step})",
+    )  # fmt: skip
+    add(
+        "--negatives", type=positive_integer, default=defaults.negatives_per_question, metavar="N",
+        help=f"per question (default: {defaults.negatives_per_question})",
+    )  # fmt: skip
+    add("--max-tokens", type=positive_integer, default=defaults.max_tokens, metavar="N", help="per pair (default: 128)")
+    add("--held-out", type=float, default=0.05, metavar="X", help="share of questions for early stop (default: 0.05)")
+    add("--patience", type=positive_integer, default=5, metavar="N", help="evaluations without a gain (default: 5)")
+    add("--save-every", type=positive_integer, default=200, metavar="N", help="steps (default: 200)")
+    add("--seed", type=int, default=defaults.seed, metavar="N", help=f"(default: {defaults.seed})")
+    return parser
+
+
+def _file_share_and_size(text: str) -> tuple[Path, float, int | None]:
+    name, _, rest = text.partition("=")
+    share, _, size = rest.partition(":")
+    try:
+        value, count = float(share or 1.0), int(size) if size else None
+        if value <= 0 or (count is not None and count < 1):
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"--pairs {text}: {rest!r} is not a share and a number of pairs. Write FILE=0.5:1000, say."
+        ) from None
+    return Path(name), value, count
+
+
+def _pair_sources(flags: argparse.Namespace, miner: Miner) -> list[Source]:
+    sources = []
+    for path, share, count in map(_file_share_and_size, flags.pairs):
+        pairs = read_pairs(path)
+        rewriter = Rewriter(list(dict.fromkeys(passage for _, passage in pairs)))
+        if count is not None and len(pairs) > count:
+            pairs = [pairs[i] for i in sorted(random.Random(flags.seed).sample(range(len(pairs)), count))]
+        sources.append(Source(path.stem, miner.examples(pairs), share, rewriter))
+    return sources
+
+
+def _own_sources(
+    flags: argparse.Namespace, settings: Settings, resolver: ModelResolver, miner: Miner, use_labels: bool
+) -> list[Source]:
+    """What the prepared corpus itself gives: pairs made by rules, and the labels."""
+    inputs = choose_inputs(flags, settings, PROJECT_ROOT)
+    log_inputs(inputs, PROJECT_ROOT)
+    encoders = encoder_plans(settings, resolver)
+    corpus, chunks = prepared_corpus(inputs, settings, encoders)
+    sources = []
+    if flags.rule_pairs:
+        sentences = {
+            doc_id: [text[start:end] for start, end in sentence_spans(text)]
+            for doc_id, text in zip(corpus.doc_ids, corpus.texts, strict=True)
+        }
+        pairs, passages = pairs_by_rule(sentences, flags.rule_pairs, random.Random(flags.seed))
+        if not pairs:
+            raise UserError("--rule-pairs: no document has four sentences of 40 to 350 characters.")
+        sources.append(Source("by rule", miner.examples(pairs, passages), flags.rule_share))
+    if use_labels:
+        queries, qrels = load_queries(inputs, settings, corpus)
+        if qrels is None:
+            raise UserError(f"no labels at {inputs.no_labels}. Give --labels FILE, or train on --pairs FILE.")
+        indices = index_plan(settings, encoders, pick_device(settings.device))
+        plan = search_plan(settings, argparse.Namespace(top_k=settings.top_k), None)
+        found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, Profiler(), progress_bar)
+        passages_read = PassageTexts.of(corpus, chunks, found.passages)
+        examples = labelled_examples(queries, qrels, found.fused, corpus, passages_read.texts, passages_read.rows)
+        sources.append(Source("labels", examples))
+    return sources
+
+
+def _split(sources: Sequence[Source], share: float, seed: int) -> tuple[list[Source], list[Example]]:
+    """Whole questions are held out, from every source by its size."""
+    kept: list[Source] = []
+    held_out: list[Example] = []
+    for source in sources:
+        questions = sorted({example.question for example in source.examples})
+        chosen = set(random.Random(seed).sample(questions, int(len(questions) * share)))
+        kept.append(
+            Source(
+                source.name,
+                [e for e in source.examples if e.question not in chosen],
+                source.share,
+                source.rewrite,
+            )
+        )
+        held_out.extend(e for e in source.examples if e.question in chosen and len(e.negatives) >= 5)
+    random.Random(seed).shuffle(held_out)
+    return kept, held_out[:MOST_HELD_OUT]
+
+
+def _base_model(resolver: ModelResolver, name: str) -> ResolvedModel:
+    role = "bi-encoder" if name == EMBEDDED["bi-encoder"] else "cross-encoder"
+    return resolver.resolve(name, role)  # type: ignore[arg-type]
+
+
+def run(settings: Settings, arguments: Sequence[str]) -> None:
+    """Mine negatives, train, save ``data/models/NAME`` and its adapter."""
+    flags = _parser(settings).parse_args(arguments)
+    set_up_threads(settings.cpu_threads)
+    device = pick_device(settings.device)
+    models = PROJECT_ROOT / "data" / "models"
+    target = models / flags.name
+    if target.exists():
+        raise UserError(f"{target}: exists already. Give another --name, or remove it.")
+    resolver = ModelResolver(models, PROJECT_ROOT, settings.when_model_unavailable)
+    base = _base_model(resolver, flags.base)
+    miner_model = resolver.resolve(EMBEDDED["bi-encoder"], "bi-encoder")
+    miner = Miner(
+        SentenceEncoder(miner_model.directory, device, max_tokens=160),
+        miner_model.fingerprint, models / "mined", progress_bar,
+    )  # fmt: skip
+    use_labels = not (flags.pairs or flags.rule_pairs) if flags.use_labels is None else flags.use_labels
+    sources = _pair_sources(flags, miner)
+    if flags.rule_pairs or use_labels:
+        sources += _own_sources(flags, settings, resolver, miner, use_labels)
+    sources, held_out = _split(sources, flags.held_out, flags.seed)
+    for source in sources:
+        log.info("Training on %s: %d examples, share %g", source.name, len(source.examples), source.share)
+
+    classifier = load_base_classifier(base.directory, flags.layers if base.role == "bi-encoder" else None)
+    shape = TrainingSettings(
+        layers=classifier.config.num_hidden_layers, rank=flags.rank, alpha=2 * flags.rank,
+        learning_rate=flags.learning_rate, steps=flags.steps, questions_per_step=flags.questions_per_step,
+        negatives_per_question=flags.negatives, max_tokens=flags.max_tokens, seed=flags.seed,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(base.directory, local_files_only=True)
+    trainer = Trainer(
+        wrap_with_lora(classifier, shape), tokenizer, shape, models / f"{flags.name}.training", device
+    )  # fmt: skip
+    before = held_out_accuracy(trainer, held_out)
+    log.info("Held out: %d questions, Hit@1 among 11 before training: %.4f", len(held_out), before)
+    trainer.train(
+        sources, progress_bar, flags.save_every, lambda t: held_out_accuracy(t, held_out), flags.patience
+    )  # fmt: skip
+    data = [{"source": s.name, "examples": len(s.examples), "share": s.share} for s in sources]
+    with atomic_directory(target) as temporary:
+        save_adapter(trainer.model, temporary / ADAPTER_FOLDER, shape, base.used, trainer.history, data)
+        merge_adapter(base.directory, temporary / ADAPTER_FOLDER, temporary)
+    trainer.discard_checkpoint()
+    log.info("Held out: Hit@1 among 11: %.4f -> %.4f", before, max(r["held_out"] for r in trainer.history))
+    log.info("Model: %s. To use it: CROSS_ENCODER_MODEL = %r", target, f"data/models/{flags.name}")
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,209 @@
+"""Training pairs and their hard negatives: near in vectors or in words, yet not a right answer."""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from src.core.artifacts import fingerprint, write_json
+from src.core.errors import UserError
+from src.core.text import terms
+from src.core.types import PAD, Corpus, Progress, Qrels, Queries, Rows, Run
+from src.engine.encoder import SentenceEncoder
+from src.stages.index import Bm25Index
+
+Bars = Callable[[str, int], AbstractContextManager[Progress]]
+Pair = tuple[str, str]
+
+DENSE_DEPTH = 30
+LEXICAL_DEPTH = 10
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with one relevant passage and its mined negatives, best first."""
+
+    question: str
+    positive: str
+    negatives: tuple[str, ...]
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Read (question, passage) pairs from JSON lines ``{"question": ..., "passage": ...}``.
+
+    Raises:
+        UserError: where the file is missing or empty, or a line has not both fields.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of training pairs. Give --pairs a JSON-lines file.")
+    pairs: list[Pair] = []
+    with path.open(encoding="utf-8") as handle:
+        for number, line in enumerate(handle, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                pairs.append((str(record["question"]).strip(), str(record["passage"]).strip()))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f'{path}, line {number}: expected {{"question": "...", "passage": "..."}} ({error!r}).'
+                ) from error
+    if not pairs:
+        raise UserError(f"{path}: empty: no training pairs.")
+    return pairs
+
+
+def mine_negatives(
+    questions: Sequence[str],
+    positive_rows: Sequence[frozenset[int]],
+    passages: Sequence[str],
+    dense_scores: Callable[[int, int], npt.NDArray[np.float32]],
+    lexical_top: Callable[[int, int], Sequence[Sequence[int]]],
+    dense_depth: int = DENSE_DEPTH,
+    margin: float = 0.03,
+    block: int = 256,
+) -> list[tuple[int, ...]]:
+    """Hard negatives per question.
+
+    A candidate is among the ``dense_depth`` nearest by cosine or the best by BM25. It is dropped where it is a
+    positive, repeats a positive's text, or lies nearer to the question than the best positive plus ``margin``
+    (probably an unlabelled right answer).
+
+    Args:
+        questions: Q texts.
+        positive_rows: for each question the rows of its relevant passages.
+        passages: N texts.
+        dense_scores: (first question, last + 1) -> cosine float32 [block, N].
+        lexical_top: (first question, last + 1) -> rows of the best passages by BM25, for each question.
+
+    Returns:
+        For each question the rows of its negatives, nearest first (may be empty).
+    """
+    negatives: list[tuple[int, ...]] = []
+    for start in range(0, len(questions), block):
+        stop = min(start + block, len(questions))
+        cosines, lexical = dense_scores(start, stop), lexical_top(start, stop)
+        for offset in range(stop - start):
+            positives = positive_rows[start + offset]
+            row = cosines[offset]
+            bound = max(float(row[p]) for p in positives) + margin
+            texts = {passages[p].casefold() for p in positives}
+            depth = min(dense_depth + len(positives), len(row))
+            near = np.argpartition(-row, depth - 1)[:depth]
+            candidates = dict.fromkeys(int(i) for i in near[np.argsort(-row[near], kind="stable")])
+            candidates.update(dict.fromkeys(int(i) for i in lexical[offset]))
+            negatives.append(
+                tuple(
+                    i
+                    for i in candidates
+                    if i not in positives and row[i] < bound and passages[i].casefold() not in texts
+                )
+            )
+    return negatives
+
+
+def labelled_examples(
+    queries: Queries, qrels: Qrels, candidates: Run, corpus: Corpus, texts: Sequence[str], rows: Rows, depth: int = 30
+) -> list[Example]:
+    """Examples from labels and stage one's own candidates: what the cross-encoder will have to tell apart.
+
+    Args:
+        candidates: run of stage one, [Q, K].
+        texts, rows: passages that the cross-encoder reads: int32 [Q, K, m] rows of ``texts``, -1 where there is none;
+            the first one of each document is taken.
+        depth: documents per question that may serve as negatives.
+
+    Returns:
+        One example per question and right document among the candidates; questions without one give none.
+    """
+    examples: list[Example] = []
+    for i, query_id in enumerate(queries.query_ids):
+        relevant = {corpus.row_of[doc_id] for doc_id in qrels.relevant.get(query_id, ())}
+        read = [
+            (doc, texts[row]) for doc, row in zip(candidates.doc_rows[i].tolist(), rows[i, :, 0].tolist(), strict=True)
+            if doc != PAD and row != PAD
+        ]  # fmt: skip
+        positives = [text for doc, text in read if doc in relevant]
+        negatives = tuple(text for doc, text in read[:depth] if doc not in relevant and text not in positives)
+        examples.extend(Example(queries.texts[i], positive, negatives) for positive in positives)
+    return examples
+
+
+class Miner:
+    """Mines with the bi-encoder and BM25, and keeps what it found, so that a second training asks nothing twice.
+
+    Args:
+        encoder: the bi-encoder.
+        encoder_fingerprint: of the bi-encoder, for the name of the kept file.
+        cache: folder of the kept files.
+        bars: makes a progress bar.
+    """
+
+    def __init__(self, encoder: SentenceEncoder, encoder_fingerprint: str, cache: Path, bars: Bars) -> None:
+        self.encoder = encoder
+        self.encoder_fingerprint = encoder_fingerprint
+        self.cache = cache
+        self.bars = bars
+
+    def examples(self, pairs: Sequence[Pair], extra_passages: Sequence[str] = ()) -> list[Example]:
+        """One example per distinct question.
+
+        Args:
+            pairs: (question, right passage); a question may come several times.
+            extra_passages: further passages that may serve as negatives.
+        """
+        passages = list(dict.fromkeys([*(passage for _, passage in pairs), *extra_passages]))
+        row_of = {passage: row for row, passage in enumerate(passages)}
+        rows: dict[str, set[int]] = {}
+        for question, passage in pairs:
+            rows.setdefault(question, set()).add(row_of[passage])
+        questions = list(rows)
+        positives = [frozenset(found) for found in rows.values()]
+        key = fingerprint([self.encoder_fingerprint, questions, [sorted(p) for p in positives], passages])
+        path = self.cache / f"{key}.json"
+        if path.is_file():
+            negatives = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            negatives = self._mine(questions, positives, passages)
+            write_json(path, negatives)
+        return [
+            Example(question, passages[min(positive)], tuple(passages[row] for row in found))
+            for question, positive, found in zip(questions, positives, negatives, strict=True)
+        ]
+
+    def _mine(
+        self, questions: Sequence[str], positives: Sequence[frozenset[int]], passages: Sequence[str]
+    ) -> list[tuple[int, ...]]:
+        # Half precision changes no cosine by more than the margin, and mining needs no exact order.
+        device = self.encoder.model.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or has_fast_bfloat16()):
+            with self.bars("Mining: encoding passages", len(passages)) as progress:
+                passage_vectors = self.encoder.encode(passages, "document", 32, progress)
+            with self.bars("Mining: encoding questions", len(questions)) as progress:
+                question_vectors = self.encoder.encode(questions, "query", 32, progress)
+        index = Bm25Index.build([terms(passage) for passage in passages], 1.2, 0.75, "bm25s")
+
+        def lexical_top(start: int, stop: int) -> list[list[int]]:
+            rows, _ = index.search([terms(question) for question in questions[start:stop]], LEXICAL_DEPTH)
+            return [[row for row in found if row != PAD] for found in rows.tolist()]
+
+        return mine_negatives(
+            questions,
+            positives,
+            passages,
+            lambda start, stop: question_vectors[start:stop] @ passage_vectors.T,
+            lexical_top,
+        )
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware."""
+    return bool(torch.cpu._is_avx512_bf16_supported())

@@ -1,0 +1,135 @@
+import random
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import bert_tokenizer, tiny_config
+from transformers import BertModel
+
+from src.core.errors import UserError
+from src.models.embedded_reranker import load_base_classifier
+from src.quality.mining import Example
+from src.quality.training import (
+    Source,
+    Trainer,
+    TrainingSettings,
+    draw,
+    held_out_accuracy,
+    learning_rate_factor,
+    wrap_with_lora,
+)
+
+SHAPE = TrainingSettings(
+    layers=1, rank=4, alpha=8, learning_rate=3e-3, warmup_steps=2, steps=12, questions_per_step=2,
+    negatives_per_question=2, max_tokens=32,
+)  # fmt: skip
+WORDS = ["карта", "вклад", "кредит", "ипотека", "перевод", "счет"]
+EXAMPLES = [Example(word, f"{word} да", tuple(f"{other} да" for other in WORDS if other != word)) for word in WORDS]
+
+
+def bars(name: str, total: int) -> Any:
+    return nullcontext(lambda count: None)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(5)
+    tokenizer = bert_tokenizer()
+    BertModel(tiny_config(len(tokenizer)), add_pooling_layer=False).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def trainer(base: Path, folder: Path, settings: TrainingSettings = SHAPE) -> Trainer:
+    torch.manual_seed(9)
+    model = wrap_with_lora(load_base_classifier(base, 1), settings)
+    return Trainer(model, bert_tokenizer(), settings, folder, "cpu")
+
+
+def test_learning_rate_by_hand() -> None:
+    shape = TrainingSettings(warmup_steps=4, steps=12)
+    assert [learning_rate_factor(step, shape) for step in (0, 3, 4, 8, 12)] == [0.25, 1.0, 1.0, 0.5, 0.0]
+
+
+def test_every_example_comes_once_before_any_comes_twice() -> None:
+    batches = draw([Source("one", EXAMPLES)], SHAPE)
+    questions = [example.question for _ in range(3) for example in next(batches)]
+    assert sorted(questions) == sorted(WORDS)
+
+
+def test_shares_and_the_number_of_negatives() -> None:
+    short = [Example("never", "x", ("y",))]
+    rare = [Example("rare", "x", ("a", "b", "c"))]
+    batches = draw([Source("often", EXAMPLES, 9.0), Source("rare", rare, 1.0), Source("short", short, 9.0)], SHAPE)
+    drawn = [example for _ in range(300) for example in next(batches)]
+    assert {len(example.negatives) for example in drawn} == {2}
+    assert "never" not in {example.question for example in drawn}
+    assert 0.05 < sum(example.question == "rare" for example in drawn) / len(drawn) < 0.16
+
+
+def test_too_few_negatives_are_an_error() -> None:
+    with pytest.raises(UserError, match="no question has 2 mined negatives"):
+        next(draw([Source("short", [Example("q", "x", ("y",))])], SHAPE))
+
+
+def test_rewriting_happens_on_each_draw() -> None:
+    def mark(example: Example, generator: random.Random) -> Example:
+        return Example(example.question + "!", example.positive, example.negatives)
+
+    assert all(example.question.endswith("!") for example in next(draw([Source("one", EXAMPLES, 1.0, mark)], SHAPE)))
+
+
+def test_it_learns_what_the_labels_say(base: Path, tmp_path: Path) -> None:
+    settings = TrainingSettings(**{**SHAPE.__dict__, "steps": 120, "learning_rate": 1e-2})
+    model = trainer(base, tmp_path, settings)
+    losses_before = held_out_accuracy(model, EXAMPLES, negatives=5)
+    model.train([Source("one", EXAMPLES)], bars, save_every=40)
+    assert model.history[-1]["loss"] < 0.5 * model.history[0]["loss"]
+    assert held_out_accuracy(model, EXAMPLES, negatives=5) > losses_before
+
+
+def test_an_interrupted_training_ends_where_an_undisturbed_one_does(base: Path, tmp_path: Path) -> None:
+    whole = trainer(base, tmp_path / "whole")
+    whole.train([Source("one", EXAMPLES)], bars, save_every=4)
+
+    class KilledError(Exception):
+        pass
+
+    def die_at_eight(current: Trainer) -> float:
+        if len(current.history) == 2:
+            raise KilledError
+        return float(len(current.history))
+
+    first = trainer(base, tmp_path / "cut")
+    with pytest.raises(KilledError):
+        first.train([Source("one", EXAMPLES)], bars, save_every=4, evaluate=die_at_eight)
+    second = trainer(base, tmp_path / "cut")
+    second.train([Source("one", EXAMPLES)], bars, save_every=4, evaluate=lambda t: float(len(t.history)))
+    for left, right in zip(whole.masters, second.masters, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=0)
+    assert [record["step"] for record in second.history] == [4, 8, 12]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(base: Path, tmp_path: Path) -> None:
+    trainer(base, tmp_path).train([Source("one", EXAMPLES)], bars, save_every=4)
+    other = trainer(base, tmp_path, TrainingSettings(**{**SHAPE.__dict__, "steps": 20}))
+    with pytest.raises(UserError, match="interrupted training with other settings"):
+        other.train([Source("one", EXAMPLES)], bars)
+
+
+def test_the_best_evaluation_is_kept_and_patience_ends_it(base: Path, tmp_path: Path) -> None:
+    figures = iter([0.1, 0.9, 0.5, 0.4, 0.3, 0.2])
+    kept: list[list[torch.Tensor]] = []
+
+    def evaluate(current: Trainer) -> float:
+        kept.append([master.clone() for master in current.masters])
+        return next(figures)
+
+    model = trainer(base, tmp_path)
+    model.train([Source("one", EXAMPLES)], bars, save_every=2, evaluate=evaluate, patience=2)
+    assert [record["held_out"] for record in model.history] == [0.1, 0.9, 0.5, 0.4]
+    for live, best in zip(model.live, kept[1], strict=True):
+        torch.testing.assert_close(live.detach(), best)

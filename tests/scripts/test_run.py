@@ -1,0 +1,255 @@
+"""The numbered scripts, one after another, with tiny models: what a user sees and finds on disk."""
+
+import csv
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import LABELS, PAGES, QUESTIONS, load_script, write_csv
+
+from config import Settings
+from src.core.errors import StaleArtifactError, UserError
+
+
+class Project:
+    """Runs scripts over one data folder and keeps what they log."""
+
+    def __init__(self, data: Path, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+        self.data = data
+        self.settings = settings
+        self.caplog = caplog
+        self.output = data / "submission.csv"
+
+    def run(self, script: str, *flags: str, settings: Settings | None = None) -> list[str]:
+        self.caplog.clear()
+        arguments = ["--data-dir", str(self.data), *flags]
+        if script == "03_run_search":
+            arguments += ["--output", str(self.output)]
+        load_script(script).run(settings or self.settings, arguments)
+        return [record.getMessage() for record in self.caplog.records]
+
+    def prepare(self, *flags: str) -> None:
+        self.run("01_preprocess", *flags)
+        self.run("02_build_indices", *flags)
+
+    def rows(self) -> list[list[str]]:
+        with self.output.open(encoding="utf-8", newline="") as handle:
+            return list(csv.reader(handle))
+
+
+@pytest.fixture
+def project(bank: Path, settings: Settings, caplog: pytest.LogCaptureFixture) -> Project:
+    caplog.set_level("INFO")
+    return Project(bank, settings, caplog)
+
+
+def starting(lines: Sequence[str], start: str) -> str:
+    found = [line for line in lines if line.startswith(start)]
+    assert len(found) == 1, lines
+    return found[0]
+
+
+def test_from_csv_files_to_a_submission(project: Project) -> None:
+    project.prepare()
+    lines = project.run("03_run_search", "--enable-profiling")
+    rows = project.rows()
+    assert rows[0] == ["q_id", "web_list"]
+    assert [row[0] for row in rows[1:]] == list(QUESTIONS)
+    for row in rows[1:]:
+        ids = [str(i) for i in json.loads(row[1])]
+        assert len(ids) == len(set(ids)) == 3
+        assert set(ids) <= set(PAGES)
+    assert starting(lines, "✓ Cross-encoder loaded successfully")
+    hits = sum(LABELS[row[0]][0] in map(str, json.loads(row[1])) for row in rows[1:])
+    line = starting(lines, "Hit@5: ")
+    # The lists hold 5 candidates, the submission 3 of them: Hit@5 counts the final run, so it can only be higher.
+    assert float(line.split()[1]) >= hits / 4
+    assert "before reranking" in line
+    assert "Recall@100" in line
+    profile = json.loads((project.data / "runs" / "rerank-on.profile.json").read_text(encoding="utf-8"))
+    names = ["load", "encode", "dense search", "BM25", "fusion", "tokenise", "rerank", "write"]
+    assert [stage["name"] for stage in profile["stages"]] == names
+
+
+def test_both_runs_stay_on_disk(project: Project) -> None:
+    project.prepare()
+    project.run("03_run_search")
+    lines = project.run("03_run_search", "--no-rerank")
+    assert "reranking off" in starting(lines, "Hit@5: ")
+    assert not [line for line in lines if "Cross-encoder loaded" in line]
+    for name in ("rerank-on", "rerank-off", "fused", "bm25-document", "bm25-chunk"):
+        table = pq.read_table(project.data / "runs" / f"{name}.parquet")
+        assert table.column_names == ["q_id", "web_id", "rank", "score"]
+        manifest = json.loads((project.data / "runs" / f"{name}.manifest.json").read_text(encoding="utf-8"))
+        assert manifest["extra"]["settings"]["RERANKER_CANDIDATE_K"] == 5
+    off = pq.read_table(project.data / "runs" / "rerank-off.parquet").to_pylist()
+    fused = pq.read_table(project.data / "runs" / "fused.parquet").to_pylist()
+    assert off == fused
+
+
+def test_the_setting_turns_reranking_off(project: Project) -> None:
+    project.prepare()
+    off = project.settings.model_copy(update={"enable_cross_encoder_reranking": False})
+    assert "reranking off" in starting(project.run("03_run_search", settings=off), "Hit@5: ")
+
+
+def test_without_labels_nothing_is_measured(project: Project) -> None:
+    (project.data / "raw" / "qrels.csv").unlink()
+    project.prepare()
+    lines = project.run("03_run_search", "--no-rerank")
+    assert starting(lines, "Hit@5: ").startswith("Hit@5: not measured (no labels at ")
+    assert len(project.rows()) == 5
+
+
+def test_limit_and_top_k(project: Project) -> None:
+    project.prepare()
+    project.run("03_run_search", "--no-rerank", "--limit", "2", "--top-k", "1")
+    assert [row[0] for row in project.rows()[1:]] == ["q1", "q2"]
+    assert all(len(json.loads(row[1])) == 1 for row in project.rows()[1:])
+
+
+def test_the_order_of_the_input_rows_changes_nothing(
+    project: Project, tmp_path: Path, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    project.prepare()
+    project.run("03_run_search")
+    shuffled = tmp_path / "shuffled"
+    shutil.copytree(project.data / "raw", shuffled / "raw")
+    path = shuffled / "raw" / "websites_updated.csv"
+    header, *rows = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([header, *reversed(rows)]) + "\n", encoding="utf-8")
+    other = Project(shuffled, settings, caplog)
+    other.prepare()
+    other.run("03_run_search")
+    assert other.output.read_bytes() == project.output.read_bytes()
+
+
+def test_each_script_names_the_one_that_must_come_first(project: Project) -> None:
+    with pytest.raises(StaleArtifactError, match=r"not prepared yet .*Run: python scripts/01_preprocess\.py"):
+        project.run("02_build_indices")
+    project.run("01_preprocess")
+    with pytest.raises(StaleArtifactError, match=r"Run: python scripts/02_build_indices\.py"):
+        project.run("03_run_search")
+    assert not project.output.exists()
+
+
+def test_a_copied_folder_works_without_the_raw_files(
+    project: Project, tmp_path: Path, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    project.prepare()
+    project.run("03_run_search")
+    copy = tmp_path / "elsewhere"
+    for name in ("processed", "embeddings", "indices"):
+        shutil.copytree(project.data / name, copy / name)
+    other = Project(copy, settings, caplog)
+    lines = other.run("03_run_search")
+    assert any("uses the corpus prepared in" in line for line in lines)
+    assert other.output.read_bytes() == project.output.read_bytes()
+    assert "up to date" in other.run("02_build_indices")[-1]
+
+
+def test_up_to_date_work_is_not_done_again(project: Project) -> None:
+    project.prepare()
+    before = {path: path.stat().st_mtime_ns for path in project.data.rglob("*") if path.is_file()}
+    assert "up to date" in project.run("01_preprocess", "--if-stale")[-1]
+    assert "up to date" in project.run("02_build_indices", "--if-stale")[-1]
+    assert {path: path.stat().st_mtime_ns for path in project.data.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"chunk_tokens": 40}, "CHUNK_TOKENS is 80 there, but this run needs 40"),
+        ({"bm25_k1": 1.7}, "k1 is 1.2 there, but this run needs 1.7"),
+        ({"bm25_backend": "rank_bm25"}, 'backend is "bm25s" there, but this run needs "rank_bm25"'),
+        ({"encoder_max_tokens": 64}, "max_tokens is 128 there, but this run needs 64"),
+    ],
+)
+def test_artefacts_of_other_settings(project: Project, change: dict[str, object], complaint: str) -> None:
+    project.prepare()
+    with pytest.raises(StaleArtifactError, match=complaint):
+        project.run("03_run_search", settings=project.settings.model_copy(update=change))
+
+
+def test_artefacts_of_another_corpus(project: Project) -> None:
+    project.prepare()
+    raw = project.data / "raw" / "websites_updated.csv"
+    raw.write_text(raw.read_text(encoding="utf-8").replace("120 дней", "55 дней"), encoding="utf-8")
+    with pytest.raises(StaleArtifactError, match="corpus_file is"):
+        project.run("03_run_search")
+    project.run("01_preprocess")
+    with pytest.raises(StaleArtifactError, match=r"02_build_indices\.py"):
+        project.run("03_run_search")
+
+
+def test_artefacts_of_another_encoder(project: Project, tmp_path: Path) -> None:
+    project.prepare()
+    first = project.settings.encoders[0]
+    other = tmp_path / "other-encoder"
+    shutil.copytree(first.model, other)
+    config = other / "config.json"
+    config.write_text(config.read_text().replace("{", '{"changed": true, ', 1))
+    encoders = [entry.model_copy(update={"model": str(other)}) for entry in project.settings.encoders]
+    with pytest.raises(StaleArtifactError, match="tokenizer is"):
+        project.run("03_run_search", settings=project.settings.model_copy(update={"encoders": encoders}))
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "index.faiss", "corpus.parquet", "data.csc.index.npy"])
+def test_a_truncated_artefact(project: Project, name: str) -> None:
+    project.prepare()
+    project.run("03_run_search", "--no-rerank")
+    before = project.output.read_bytes()
+    for path in project.data.rglob(name):
+        path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(StaleArtifactError, match=rf"{name}: damaged or half-copied"):
+        project.run("03_run_search", "--no-rerank")
+    assert project.output.read_bytes() == before
+
+
+def test_a_bad_label_leaves_the_preparation_as_it_was(project: Project) -> None:
+    project.prepare()
+    before = {path: path.read_bytes() for path in (project.data / "processed").rglob("*") if path.is_file()}
+    write_csv(project.data / "raw" / "qrels.csv", "q_id,web_id", ["q1,9", "q2,777"])
+    with pytest.raises(UserError, match=r"qrels\.csv, row 2: label names document '777'"):
+        project.run("01_preprocess")
+    assert {path: path.read_bytes() for path in (project.data / "processed").rglob("*") if path.is_file()} == before
+
+
+def test_more_answers_than_documents(project: Project) -> None:
+    project.prepare()
+    with pytest.raises(UserError, match="TOP_K = 8, but the corpus has only 7 documents"):
+        project.run("03_run_search", "--top-k", "8")
+
+
+def test_flags_pick_other_files(project: Project, tmp_path: Path) -> None:
+    questions = write_csv(tmp_path / "q.csv", "q_id,query", ['a,"ставка"'])
+    project.prepare()
+    lines = project.run("03_run_search", "--no-rerank", "--questions", str(questions))
+    assert starting(lines, "Hit@5: ") == "Hit@5: not measured (no labels at --questions was given without --labels)"
+    assert [row[0] for row in project.rows()[1:]] == ["a"]
+    labels = write_csv(tmp_path / "l.csv", "q_id,web_id", ["a,11"])
+    lines = project.run("03_run_search", "--no-rerank", "--questions", str(questions), "--labels", str(labels))
+    assert "1 labelled questions" in starting(lines, "Hit@5: ")
+
+
+def test_the_stand_in_is_repeated_beside_the_figure(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    script = load_script("03_run_search")
+    choose = script.choose_reranker
+
+    def swapped(*arguments: object) -> object:
+        return replace(choose(*arguments), warning="cross-encoder 'a' could not be had; 'b' stands in for it")
+
+    project.prepare()
+    monkeypatch.setattr(script, "choose_reranker", swapped)
+    project.caplog.clear()
+    script.run(project.settings, ["--data-dir", str(project.data), "--output", str(project.output)])
+    lines = [record.getMessage() for record in project.caplog.records]
+    after = lines[lines.index(starting(lines, "Hit@5: ")) :]
+    assert any("'b' stands in for it" in line for line in after)
+    manifest = json.loads((project.data / "runs" / "rerank-on.manifest.json").read_text(encoding="utf-8"))
+    assert "'b' stands in for it" in manifest["extra"]["warnings"][0]
