@@ -7,7 +7,7 @@ from _cli import PROJECT_ROOT, main, preparation_parser, set_up_threads
 from _inputs import choose_inputs, log_inputs, prepared_corpus
 from _plans import encoder_plans, index_plan
 from config import Settings
-from src.engine.encoder import pick_device
+from src.engine.devices import pick_device
 from src.indexing import build_indices, indices_current
 from src.insight.progress import progress_bar
 from src.models.resolve import ModelResolver

@@ -10,7 +10,7 @@ from _plans import encoder_plans, index_plan, plan_lines, search_plan
 from config import Settings
 from src.core.artifacts import write_json
 from src.core.types import Corpus, Qrels, Queries
-from src.engine.encoder import pick_device
+from src.engine.devices import pick_device
 from src.indexing import IndexPlan
 from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
@@ -73,7 +73,8 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
             log.info("%s", line)
         log.info("Profile: %s", path)
     log.info("Submission: %s (%d questions, top %d), checked", flags.output, len(queries), plan.top_k)
-    for line in hit_lines(result.before, result.after, result.reranked, result.warnings, inputs.no_labels):
+    no_labels = inputs.no_labels if qrels is None else "any of these questions"
+    for line in hit_lines(result.before, result.after, result.reranked, result.warnings, no_labels):
         log.info("%s", line)
     log.info("Done in %.1f s.", profiler.total_seconds)
 

@@ -14,7 +14,8 @@ from _plans import encoder_plans, index_plan, search_plan
 from config import Settings
 from src.core.artifacts import atomic_directory
 from src.core.errors import UserError
-from src.engine.encoder import SentenceEncoder, pick_device
+from src.engine.devices import pick_device
+from src.engine.encoder import SentenceEncoder
 from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
 from src.models.embedded_reranker import load_base_classifier, merge_adapter

@@ -55,6 +55,7 @@ def search_plan(settings: Settings, flags: Namespace, reranker: ResolvedModel | 
         max_length=settings.reranker_max_length,
         blend_weight=settings.reranker_blend_weight,
         passages_per_document=settings.reranker_passages_per_document,
+        precision=settings.reranker_precision,
     )
 
 

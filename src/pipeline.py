@@ -14,6 +14,7 @@ from src.core.artifacts import require_current
 from src.core.errors import StaleArtifactError
 from src.core.storage import DataFolder, load_vectors, save_run
 from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Rows, Run
+from src.engine.devices import Precision
 from src.engine.encoder import SentenceEncoder
 from src.engine.pair_scorer import TorchPairScorer
 from src.indexing import BUILD_COMMAND, Bars, EncoderPlan, IndexPlan, bm25_identity, embedding_identity, units_of
@@ -36,6 +37,7 @@ class SearchPlan:
     Attributes:
         reranker: the cross-encoder; ``None`` turns reranking off.
         passages_per_document: best chunks of a candidate that the cross-encoder reads.
+        precision: of the cross-encoder, ``exact`` or ``fast``.
     """
 
     bm25_weights: Mapping[str, float]
@@ -50,6 +52,7 @@ class SearchPlan:
     max_length: int
     blend_weight: float
     passages_per_document: int
+    precision: Precision
 
 
 @dataclass(frozen=True)
@@ -195,8 +198,8 @@ def rerank_candidates(
     if plan.reranker is None:
         return IdentityReranker().rerank(queries, candidates)
     with profiler.stage("load"):
-        scorer = TorchPairScorer(plan.reranker.directory, device, plan.batch_size, plan.max_length)
-    log.info("✓ Cross-encoder loaded successfully: %s on %s", plan.reranker.describe(), device)
+        scorer = TorchPairScorer(plan.reranker.directory, device, plan.batch_size, plan.max_length, plan.precision)
+    log.info("✓ Cross-encoder loaded successfully: %s on %s, %s", plan.reranker.describe(), device, scorer.arithmetic)
     with profiler.stage("tokenise") as stage:
         chosen = found.passages[:, : candidates.depth]
         passages = PassageTexts.of(corpus, chunks, chosen)

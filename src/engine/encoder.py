@@ -7,22 +7,14 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch  # before faiss: importing faiss first is a known segfault
 from sentence_transformers import SentenceTransformer
+
+from src.engine.devices import explain_loading
 
 Role = Literal["query", "document"]
 Progress = Callable[[int], None]
 
 log = logging.getLogger(__name__)
-
-
-def pick_device(wanted: str) -> str:
-    """``auto`` becomes ``cuda``, ``mps`` or ``cpu``, the first that this machine has; anything else is returned."""
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 class SentenceEncoder:
@@ -44,7 +36,10 @@ class SentenceEncoder:
         document_prefix: str | None = None,
         max_tokens: int | None = None,
     ) -> None:
-        self.model = SentenceTransformer(str(directory), device=device, trust_remote_code=False, local_files_only=True)
+        with explain_loading("ENCODERS", directory):
+            self.model = SentenceTransformer(
+                str(directory), device=device, trust_remote_code=False, local_files_only=True
+            )
         if max_tokens is not None:
             self.model.max_seq_length = min(max_tokens, self.model.max_seq_length or max_tokens)
         prompts = self.model.prompts or {}

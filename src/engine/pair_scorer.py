@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from src.core.errors import UserError
 from src.engine.batches import token_budget_batches
+from src.engine.devices import Precision, explain_loading, half_precision
 from src.engine.tokens import PairTemplate, TokenTable, tokenize
 
 Pairs = npt.NDArray[np.int32]
@@ -42,28 +43,37 @@ class TorchPairScorer:
 
     Args:
         directory: the model's directory.
-        device: torch device; on CUDA the model runs under float16 autocast, elsewhere in float32.
+        device: torch device.
         batch_size: most pairs per forward pass; times ``max_length`` it also bounds the tokens.
         max_length: most tokens in a pair; the passage is cut, never the question. A question that would leave less
             than half of it to the passage may use the model's own limit.
+        precision: ``exact`` is float32; ``fast`` runs under autocast to the 16-bit type that the device multiplies
+            in hardware, where it has one.
 
     Raises:
-        UserError: where the model has not exactly one logit.
+        UserError: where the model has not exactly one logit, or its files cannot be loaded.
     """
 
-    def __init__(self, directory: Path, device: str, batch_size: int, max_length: int) -> None:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    def __init__(
+        self, directory: Path, device: str, batch_size: int, max_length: int, precision: Precision = "exact"
+    ) -> None:
+        with explain_loading("CROSS_ENCODER_MODEL", directory):
+            config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         if config.num_labels != 1:
             raise UserError(
                 f"CROSS_ENCODER_MODEL: {directory} has {config.num_labels} outputs, a reranker has 1. "
                 "Name a cross-encoder with one logit."
             )
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        self.model: Any = AutoModelForSequenceClassification.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False, dtype=torch.float32
-        )
+        with explain_loading("CROSS_ENCODER_MODEL", directory):
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+            self.model: Any = AutoModelForSequenceClassification.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+            )
         self.model.to(device).eval()
         self.device = torch.device(device)
+        self.half = half_precision(device) if precision == "fast" else None
         self.batch_size = batch_size
         self.template = PairTemplate.of(self.tokenizer)
         self.model_limit = self._model_limit(config)
@@ -80,6 +90,14 @@ class TorchPairScorer:
     def longest_question(self) -> int:
         """Most tokens that a question may have: the model's limit less the special tokens and one of the passage."""
         return self.model_limit - self.template.special_tokens - 1
+
+    @property
+    def arithmetic(self) -> str:
+        """The type that matrices are multiplied in, for the log."""
+        return str(self.half or torch.float32).removeprefix("torch.")
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None)
 
     def tokenize(self, texts: Sequence[str]) -> TokenTable:
         """Tokenise texts without special tokens."""
@@ -131,7 +149,7 @@ class TorchPairScorer:
             inputs["token_type_ids"] = types
         on_device = {name: torch.from_numpy(value).to(self.device) for name, value in inputs.items()}
         try:
-            with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=self.device.type == "cuda"):
+            with torch.inference_mode(), self._autocast():
                 logits = self.model(**on_device).logits
         except torch.OutOfMemoryError as error:
             raise UserError(

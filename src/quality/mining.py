@@ -15,6 +15,7 @@ from src.core.artifacts import fingerprint, write_json
 from src.core.errors import UserError
 from src.core.text import terms
 from src.core.types import PAD, Corpus, Progress, Qrels, Queries, Rows, Run
+from src.engine.devices import half_precision
 from src.engine.encoder import SentenceEncoder
 from src.stages.index import Bm25Index
 
@@ -184,7 +185,8 @@ class Miner:
     ) -> list[tuple[int, ...]]:
         # Half precision changes no cosine by more than the margin, and mining needs no exact order.
         device = self.encoder.model.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda" or has_fast_bfloat16()):
+        half = half_precision(device)
+        with torch.autocast(device, half, enabled=half is not None):
             with self.bars("Mining: encoding passages", len(passages)) as progress:
                 passage_vectors = self.encoder.encode(passages, "document", 32, progress)
             with self.bars("Mining: encoding questions", len(questions)) as progress:
@@ -202,8 +204,3 @@ class Miner:
             lambda start, stop: question_vectors[start:stop] @ passage_vectors.T,
             lexical_top,
         )
-
-
-def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware."""
-    return bool(torch.cpu._is_avx512_bf16_supported())

@@ -21,7 +21,8 @@ from peft import LoraConfig, TaskType, get_peft_model
 from src.core.artifacts import atomic_path
 from src.core.errors import UserError
 from src.core.types import Progress
-from src.quality.mining import Example, has_fast_bfloat16
+from src.engine.devices import half_precision
+from src.quality.mining import Example
 
 ENCODER_LINEARS = r".*encoder\.layer\.\d+\..*\.(query|key|value|dense)"
 _STATE_FILE = "training_state.pt"
@@ -139,8 +140,9 @@ class Trainer:
         self.settings = settings
         self.folder = folder
         self.device = device
-        fast = device.startswith("cuda") or (device == "cpu" and has_fast_bfloat16())
-        self.model = model.to(device=device, dtype=torch.bfloat16 if fast else torch.float32)
+        # bfloat16 on CUDA too: its range needs no loss scaling.
+        dtype = torch.float32 if half_precision(device) is None else torch.bfloat16
+        self.model = model.to(device=device, dtype=dtype)
         self.live = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.masters = [parameter.detach().float().clone() for parameter in self.live]
         self.optimizer = torch.optim.AdamW(self.masters, lr=settings.learning_rate, weight_decay=settings.weight_decay)

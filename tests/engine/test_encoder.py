@@ -2,9 +2,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 
-from src.engine.encoder import SentenceEncoder, pick_device
+from src.engine.devices import half_precision, pick_device
+from src.engine.encoder import SentenceEncoder
 
 TEXTS = ["карта", "вклад под 15 %", "карта", "a much longer english text about lounges"]
 
@@ -40,3 +42,9 @@ def test_no_texts(bi_encoder: Path) -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda:1"])
 def test_named_device_is_kept(device: str) -> None:
     assert pick_device(device) == device
+
+
+def test_half_precision_by_device() -> None:
+    assert half_precision("cuda:1") == torch.float16
+    assert half_precision("mps") is None
+    assert half_precision("cpu") in {None, torch.bfloat16}

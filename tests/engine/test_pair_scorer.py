@@ -1,5 +1,6 @@
 """The scorer against sentence-transformers' CrossEncoder on the same model and pairs."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,28 @@ def test_no_pairs(cross_encoder: Path) -> None:
     scorer = TorchPairScorer(cross_encoder, "cpu", 4, 64)
     empty = np.zeros((0, 2), dtype=np.int32)
     assert scorer.score(scorer.tokenize([]), scorer.tokenize([]), empty).shape == (0,)
+
+
+def test_half_precision_keeps_the_order_of_clear_differences(cross_encoder: Path) -> None:
+    pairs = all_pairs()
+    exact, fast = (
+        s.score(s.tokenize(QUESTIONS), s.tokenize(PASSAGES), pairs)
+        for s in (TorchPairScorer(cross_encoder, "cpu", 8, 128, precision) for precision in ("exact", "fast"))  # type: ignore[arg-type]
+    )
+    # bfloat16 has 8 bits of mantissa.
+    np.testing.assert_allclose(exact, fast, atol=0.02 * np.abs(exact).max())
+
+
+def test_the_arithmetic_is_told(cross_encoder: Path) -> None:
+    assert TorchPairScorer(cross_encoder, "cpu", 8, 128, "exact").arithmetic == "float32"
+    assert TorchPairScorer(cross_encoder, "cpu", 8, 128, "fast").arithmetic in {"float32", "bfloat16"}
+
+
+def test_broken_weights_are_one_line(cross_encoder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(cross_encoder, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"CROSS_ENCODER_MODEL: the model in .*broken cannot be loaded: ") as caught:
+        TorchPairScorer(broken, "cpu", 8, 128)
+    assert "\n" not in str(caught.value)

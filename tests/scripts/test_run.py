@@ -104,6 +104,13 @@ def test_without_labels_nothing_is_measured(project: Project) -> None:
     assert len(project.rows()) == 5
 
 
+def test_labels_of_other_questions_measure_nothing(project: Project) -> None:
+    write_csv(project.data / "raw" / "qrels.csv", "q_id,web_id", ["q4,15"])
+    project.prepare()
+    lines = project.run("03_run_search", "--no-rerank", "--limit", "2")
+    assert starting(lines, "Hit@5: ") == "Hit@5: not measured (no labels at any of these questions)"
+
+
 def test_limit_and_top_k(project: Project) -> None:
     project.prepare()
     project.run("03_run_search", "--no-rerank", "--limit", "2", "--top-k", "1")
