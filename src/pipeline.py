@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from src.core.artifacts import require_current
+from src.core.artifacts import fingerprint, require_current
 from src.core.errors import StaleArtifactError
+from src.core.pair_scores import PairScores
 from src.core.storage import DataFolder, load_vectors, save_run
 from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Rows, Run
 from src.engine.devices import Precision
@@ -184,6 +185,7 @@ class SearchResult:
 
 
 def rerank_candidates(
+    data: DataFolder,
     corpus: Corpus,
     chunks: Chunks,
     queries: Queries,
@@ -199,16 +201,26 @@ def rerank_candidates(
         return IdentityReranker().rerank(queries, candidates)
     with profiler.stage("load"):
         scorer = TorchPairScorer(plan.reranker.directory, device, plan.batch_size, plan.max_length, plan.precision)
+        scorer.load()
+        kept = kept_pair_scores(data, plan.reranker, scorer)
     log.info("✓ Cross-encoder loaded successfully: %s on %s, %s", plan.reranker.describe(), device, scorer.arithmetic)
     with profiler.stage("tokenise") as stage:
         chosen = found.passages[:, : candidates.depth]
         passages = PassageTexts.of(corpus, chunks, chosen)
-        reranker = CrossEncoderReranker(scorer, passages, plan.blend_weight)
+        reranker = CrossEncoderReranker(scorer, passages, plan.blend_weight, kept)
         tables = reranker.tokenize(queries)
         stage.items, stage.unit = len(queries) + len(passages.texts), "texts"
     pairs = int((passages.rows >= 0).sum())
     with profiler.stage("rerank", pairs, "pairs"), bars("Processing queries", len(queries)) as progress:
-        return reranker.rerank(queries, candidates, progress, tables)
+        final = reranker.rerank(queries, candidates, progress, tables)
+    log.info("Pairs: %s scored, %s kept from earlier runs", f"{reranker.scored:,}", f"{reranker.reused:,}")
+    return final
+
+
+def kept_pair_scores(data: DataFolder, model: ResolvedModel, scorer: TorchPairScorer) -> PairScores:
+    """Scores that this model has given before, with the same limit of tokens and the same arithmetic."""
+    key = fingerprint([model.fingerprint, scorer.max_length, scorer.arithmetic])
+    return PairScores(data.runs / "pair_scores" / key)
 
 
 def search(
@@ -237,7 +249,7 @@ def search(
     """
     check_depth(corpus, plan.top_k)
     found = retrieve(data, corpus, chunks, queries, indices, plan, profiler, bars)
-    final = rerank_candidates(corpus, chunks, queries, found, plan, indices.device, profiler, bars)
+    final = rerank_candidates(data, corpus, chunks, queries, found, plan, indices.device, profiler, bars)
     with profiler.stage("write", len(queries), "questions"):
         before = evaluate(found.fused.cut(plan.candidate_k), corpus, qrels) if qrels is not None else None
         after = evaluate(final, corpus, qrels) if qrels is not None else None

@@ -68,16 +68,28 @@ class TorchPairScorer:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(
                 directory, local_files_only=True, trust_remote_code=False
             )
-            self.model: Any = AutoModelForSequenceClassification.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False, dtype=torch.float32
-            )
-        self.model.to(device).eval()
+        self.directory = directory
+        self.model: Any = None
         self.device = torch.device(device)
         self.half = half_precision(device) if precision == "fast" else None
         self.batch_size = batch_size
         self.template = PairTemplate.of(self.tokenizer)
         self.model_limit = self._model_limit(config)
         self.max_length = min(max_length, self.model_limit)
+
+    def load(self) -> None:
+        """Load the weights, once; scoring does so by itself. Tokenising needs none.
+
+        Raises:
+            UserError: where the model's files cannot be loaded.
+        """
+        if self.model is not None:
+            return
+        with explain_loading("CROSS_ENCODER_MODEL", self.directory):
+            model = AutoModelForSequenceClassification.from_pretrained(
+                self.directory, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+            )
+        self.model = model.to(self.device).eval()
 
     def _model_limit(self, config: Any) -> int:
         positions = int(getattr(config, "max_position_embeddings", 0) or 512)
@@ -116,8 +128,11 @@ class TorchPairScorer:
         Raises:
             UserError: where the device runs out of memory, a question is too long, or a score is not finite.
         """
+        if not len(pairs):
+            return np.zeros(0, dtype=np.float32)
+        self.load()
         question_lengths = questions.lengths[pairs[:, 0]]
-        if len(pairs) and int(question_lengths.max()) > self.longest_question:
+        if int(question_lengths.max()) > self.longest_question:
             raise UserError(
                 f"a question has {int(question_lengths.max())} tokens; this cross-encoder reads at most "
                 f"{self.longest_question}. Shorten the question."

@@ -1,5 +1,6 @@
 """Rerank: a cross-encoder reads question and passage together; its scores are blended with stage one's."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -7,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from src.core.errors import UserError
+from src.core.pair_scores import Hashes, PairScores, hash_texts
 from src.core.types import PAD, Chunks, Corpus, Floats, Progress, Queries, Rows, Run, passage_text, ranked
 from src.engine.pair_scorer import PairScorer
 from src.engine.tokens import TokenTable
@@ -99,15 +101,29 @@ class CrossEncoderReranker:
         scorer: the cross-encoder.
         passages: what it reads of each candidate; a document scores as its best passage (MaxP).
         weight: of the cross-encoder in the blend.
+        kept: scores of earlier runs; pairs found there are not scored again, and new ones are saved there as the run
+            goes on, so that an interrupted run loses at most the last ``save_seconds``.
         block: questions per block; within one, pairs are sorted by length across questions. It paces the progress
             bar and bounds memory; scores do not depend on it.
     """
 
-    def __init__(self, scorer: PairScorer, passages: PassageTexts, weight: float, block: int = 16) -> None:
+    def __init__(
+        self,
+        scorer: PairScorer,
+        passages: PassageTexts,
+        weight: float,
+        kept: PairScores | None = None,
+        block: int = 16,
+        save_seconds: float = 30.0,
+    ) -> None:
         self.scorer = scorer
         self.passages = passages
         self.weight = weight
+        self.kept = kept
         self.block = block
+        self.save_seconds = save_seconds
+        self.reused = 0
+        self.scored = 0
 
     def tokenize(self, queries: Queries) -> tuple[TokenTable, TokenTable]:
         """Token tables of the questions and of the passages.
@@ -132,21 +148,45 @@ class CrossEncoderReranker:
         progress: Progress | None = None,
         tables: tuple[TokenTable, TokenTable] | None = None,
     ) -> Run:
-        """Score and blend; equal questions are scored once."""
+        """Score and blend."""
+        return blend(candidates, self.pair_scores(queries, candidates, progress, tables), self.weight, "rerank-on")
+
+    def pair_scores(
+        self,
+        queries: Queries,
+        candidates: Run,
+        progress: Progress | None = None,
+        tables: tuple[TokenTable, TokenTable] | None = None,
+    ) -> Floats:
+        """The cross-encoder's own score of each candidate, float32 [Q, K]; equal questions are scored once."""
         questions, passages = tables or self.tokenize(queries)
+        hashes = (hash_texts(queries.texts), hash_texts(self.passages.texts)) if self.kept is not None else None
         scores = np.zeros(candidates.doc_rows.shape, dtype=np.float32)
         groups = _equal_rows(queries.texts, candidates)
-        for start in range(0, len(groups), self.block):
-            part = groups[start : start + self.block]
-            leaders = [group[0] for group in part]
-            best = self._score_block(questions, passages, leaders)
-            for values, group in zip(best, part, strict=True):
-                scores[group] = values
-            if progress is not None:
-                progress(sum(len(group) for group in part))
-        return blend(candidates, scores, self.weight, "rerank-on")
+        saved = time.monotonic()
+        try:
+            for start in range(0, len(groups), self.block):
+                part = groups[start : start + self.block]
+                best = self._score_block(questions, passages, [group[0] for group in part], hashes)
+                for values, group in zip(best, part, strict=True):
+                    scores[group] = values
+                if self.kept is not None and time.monotonic() - saved > self.save_seconds:
+                    self.kept.save()
+                    saved = time.monotonic()
+                if progress is not None:
+                    progress(sum(len(group) for group in part))
+        finally:
+            if self.kept is not None:
+                self.kept.save()
+        return scores
 
-    def _score_block(self, questions: TokenTable, passages: TokenTable, leaders: Sequence[int]) -> Floats:
+    def _score_block(
+        self,
+        questions: TokenTable,
+        passages: TokenTable,
+        leaders: Sequence[int],
+        hashes: tuple[Hashes, Hashes] | None,
+    ) -> Floats:
         """Best pair score of each candidate, float32 [len(leaders), K]; without a passage, the row's lowest."""
         rows = self.passages.rows[list(leaders)]
         present = rows != PAD
@@ -155,11 +195,26 @@ class CrossEncoderReranker:
         unique, inverse = np.unique(keys, return_inverse=True)
         pairs = np.stack(np.divmod(unique, max(1, len(self.passages.texts))), axis=1).astype(np.int32)
         values = np.full(rows.shape, -np.inf, dtype=np.float32)
-        values[present] = self.scorer.score(questions, passages, pairs)[inverse]
+        values[present] = self._score_pairs(questions, passages, pairs, hashes)[inverse]
         best = values.max(axis=2)
         known = np.isfinite(best)
         lowest = np.where(known, best, np.inf).min(axis=1, keepdims=True)
         return np.where(known, best, np.where(np.isfinite(lowest), lowest, 0.0)).astype(np.float32)
+
+    def _score_pairs(
+        self, questions: TokenTable, passages: TokenTable, pairs: Rows, hashes: tuple[Hashes, Hashes] | None
+    ) -> Floats:
+        if self.kept is None or hashes is None:
+            self.scored += len(pairs)
+            return self.scorer.score(questions, passages, pairs)
+        question_keys, passage_keys = hashes[0][pairs[:, 0]], hashes[1][pairs[:, 1]]
+        scores = self.kept.lookup(question_keys, passage_keys)
+        missing = np.isnan(scores)
+        scores[missing] = self.scorer.score(questions, passages, pairs[missing])
+        self.kept.add(question_keys[missing], passage_keys[missing], scores[missing])
+        self.reused += int((~missing).sum())
+        self.scored += int(missing.sum())
+        return scores
 
 
 def _equal_rows(texts: Sequence[str], candidates: Run) -> list[list[int]]:

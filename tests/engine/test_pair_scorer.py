@@ -87,5 +87,5 @@ def test_broken_weights_are_one_line(cross_encoder: Path, tmp_path: Path) -> Non
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UserError, match=r"CROSS_ENCODER_MODEL: the model in .*broken cannot be loaded: ") as caught:
-        TorchPairScorer(broken, "cpu", 8, 128)
+        TorchPairScorer(broken, "cpu", 8, 128).load()
     assert "\n" not in str(caught.value)

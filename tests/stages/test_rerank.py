@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from src.core.errors import UserError
+from src.core.pair_scores import PairScores
 from src.core.types import Chunks, Corpus, Queries, Run
 from src.engine.tokens import TokenTable
 from src.stages.rerank import CrossEncoderReranker, IdentityReranker, PassageTexts, blend, standardize_rows
@@ -97,12 +100,45 @@ def test_blocks_do_not_change_the_result() -> None:
     queries = Queries(tuple(f"q{i}" for i in range(5)), ("abd", "xyz", "abd", "cc", "z"))
     chosen, rows, scores = [[[0], [1], [3]]] * 5, [[0, 1, 2]] * 5, [[3.0, 2.0, 1.0]] * 5
     runs = [
-        CrossEncoderReranker(WordOverlap(), passages(chosen), 0.5, block).rerank(queries, candidates(rows, scores))
+        CrossEncoderReranker(WordOverlap(), passages(chosen), 0.5, block=block).rerank(
+            queries, candidates(rows, scores)
+        )
         for block in (1, 2, 64)
     ]
     for run in runs[1:]:
         np.testing.assert_array_equal(run.doc_rows, runs[0].doc_rows)
         np.testing.assert_array_equal(run.scores, runs[0].scores)
+
+
+def test_kept_scores_are_not_asked_for_again(tmp_path: Path) -> None:
+    queries = Queries(("q0", "q1"), ("abd", "xyz"))
+    chosen, run = [[[0], [1], [3]]] * 2, candidates([[0, 1, 2]] * 2, [[3.0, 2.0, 1.0]] * 2)
+    first, second = WordOverlap(), WordOverlap()
+    one = CrossEncoderReranker(first, passages(chosen), 0.5, PairScores(tmp_path)).rerank(queries, run)
+    again = CrossEncoderReranker(second, passages(chosen), 0.5, PairScores(tmp_path))
+    two = again.rerank(Queries(("n0", "n1"), ("abd", "xyz")), Run("fused", ("n0", "n1"), *run_arrays(run)))
+    assert (len(first.pairs), len(second.pairs)) == (4, 0)
+    assert (again.scored, again.reused) == (0, 4)
+    np.testing.assert_array_equal(one.scores, two.scores)
+
+
+def run_arrays(run: Run) -> tuple[np.ndarray, np.ndarray, str]:
+    return run.doc_rows, run.scores, run.corpus_fingerprint
+
+
+def test_finished_blocks_survive_a_failure(tmp_path: Path) -> None:
+    class Breaks(WordOverlap):
+        def score(self, questions: TokenTable, passages: TokenTable, pairs: np.ndarray) -> np.ndarray:
+            if self.pairs:
+                raise UserError("out of memory")
+            return super().score(questions, passages, pairs)
+
+    queries = Queries(("q0", "q1"), ("abd", "xyz"))
+    run = candidates([[0, 1, 2]] * 2, [[3.0, 2.0, 1.0]] * 2)
+    broken = CrossEncoderReranker(Breaks(), passages([[[0], [1], [3]]] * 2), 0.5, PairScores(tmp_path), block=1)
+    with pytest.raises(UserError, match="out of memory"):
+        broken.rerank(queries, run)
+    assert len(PairScores(tmp_path)) == 2
 
 
 def test_question_that_is_too_long_is_named() -> None:

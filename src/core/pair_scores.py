@@ -1,0 +1,123 @@
+"""Scores of (question, passage) pairs that a cross-encoder has given, kept so that no pair is ever scored twice.
+
+One folder per model and per whatever else shapes its scores; in it one parquet file per saved block. The key of a pair
+is a hash of both texts, so scores outlive changes of the corpus, the questions, the candidates and the blend.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from src.core.artifacts import atomic_path
+from src.core.types import Floats
+
+Hashes = npt.NDArray[np.uint64]
+
+_KEY = np.dtype([("question", "<u8"), ("passage", "<u8")])
+MERGE_AT_FILES = 64
+
+log = logging.getLogger(__name__)
+
+
+def hash_texts(texts: Iterable[str]) -> Hashes:
+    """64-bit BLAKE2b hash of each text, uint64 [N]."""
+    return np.array(
+        [
+            int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+            for text in texts
+        ],
+        dtype=np.uint64,
+    )
+
+
+class PairScores:
+    """The kept scores of one model.
+
+    Args:
+        folder: where its files lie; made when something is saved.
+        fresh: start with nothing, whatever lies there; what is saved then replaces it.
+    """
+
+    def __init__(self, folder: Path, fresh: bool = False) -> None:
+        self.folder = folder
+        self._keys = np.zeros(0, dtype=_KEY)
+        self._scores: Floats = np.zeros(0, dtype=np.float32)
+        self._new: list[tuple[npt.NDArray[np.void], Floats]] = []
+        files = sorted(folder.glob("*.parquet"))
+        if fresh:
+            for path in files:
+                path.unlink()
+        else:
+            self._load(files)
+
+    def __len__(self) -> int:
+        return len(self._keys) + sum(len(keys) for keys, _ in self._new)
+
+    def _load(self, files: list[Path]) -> None:
+        tables: list[pa.Table] = []
+        for path in files:
+            try:
+                tables.append(pq.read_table(path, columns=["question", "passage", "score"]))
+            except (OSError, KeyError, pa.ArrowException) as error:
+                # Scores can always be computed again, so a damaged file costs time and nothing else.
+                log.warning("WARNING: %s cannot be read (%s); its pairs are scored again", path, str(error)[:120])
+                path.unlink()
+        if not tables:
+            return
+        table = pa.concat_tables(tables)
+        self._merge(
+            _keys(*(table.column(name).to_numpy() for name in ("question", "passage"))),
+            table.column("score").to_numpy(),
+        )
+        if len(files) > MERGE_AT_FILES:
+            self._write(self._keys, self._scores, files)
+
+    def _merge(self, keys: npt.NDArray[np.void], scores: Floats) -> None:
+        keys, first = np.unique(np.concatenate([self._keys, keys]), return_index=True)
+        self._keys, self._scores = keys, np.concatenate([self._scores, scores]).astype(np.float32)[first]
+
+    def lookup(self, questions: Hashes, passages: Hashes) -> Floats:
+        """Kept scores of P pairs, float32 [P]; NaN where there is none. Sees what was saved, not what was added."""
+        wanted = _keys(questions, passages)
+        found = np.full(len(wanted), np.nan, dtype=np.float32)
+        if len(self._keys) and len(wanted):
+            places = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+            known = self._keys[places] == wanted
+            found[known] = self._scores[places[known]]
+        return found
+
+    def add(self, questions: Hashes, passages: Hashes, scores: Floats) -> None:
+        """Remember scores; :meth:`save` writes them."""
+        if len(scores):
+            self._new.append((_keys(questions, passages), scores.astype(np.float32)))
+
+    def save(self) -> None:
+        """Write what was added since the last save, as one file, atomically."""
+        if not self._new:
+            return
+        keys = np.concatenate([part for part, _ in self._new])
+        scores = np.concatenate([part for _, part in self._new])
+        self._new = []
+        self._write(keys, scores, [])
+        self._merge(keys, scores)
+
+    def _write(self, keys: npt.NDArray[np.void], scores: Floats, replaced: list[Path]) -> None:
+        numbers = [int(path.stem) for path in self.folder.glob("*.parquet") if path.stem.isdigit()]
+        path = self.folder / f"{max(numbers, default=0) + 1:06d}.parquet"
+        with atomic_path(path) as temporary:
+            table = pa.table({"question": keys["question"], "passage": keys["passage"], "score": scores})
+            pq.write_table(table, temporary, compression="zstd")
+        for old in replaced:
+            old.unlink()
+
+
+def _keys(questions: Hashes, passages: Hashes) -> npt.NDArray[np.void]:
+    keys = np.zeros(len(questions), dtype=_KEY)
+    keys["question"], keys["passage"] = questions, passages
+    return keys
