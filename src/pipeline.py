@@ -200,13 +200,12 @@ def rerank_candidates(
     if plan.reranker is None:
         return IdentityReranker().rerank(queries, candidates)
     with profiler.stage("load"):
-        scorer = TorchPairScorer(plan.reranker.directory, device, plan.batch_size, plan.max_length, plan.precision)
+        scorer = _pair_scorer(plan, plan.reranker, device)
         scorer.load()
         kept = kept_pair_scores(data, plan.reranker, scorer)
     log.info("✓ Cross-encoder loaded successfully: %s on %s, %s", plan.reranker.describe(), device, scorer.arithmetic)
     with profiler.stage("tokenise") as stage:
-        chosen = found.passages[:, : candidates.depth]
-        passages = PassageTexts.of(corpus, chunks, chosen)
+        passages = PassageTexts.of(corpus, chunks, found.passages[:, : candidates.depth])
         reranker = CrossEncoderReranker(scorer, passages, plan.blend_weight, kept)
         tables = reranker.tokenize(queries)
         stage.items, stage.unit = len(queries) + len(passages.texts), "texts"
@@ -215,6 +214,32 @@ def rerank_candidates(
         final = reranker.rerank(queries, candidates, progress, tables)
     log.info("Pairs: %s scored, %s kept from earlier runs", f"{reranker.scored:,}", f"{reranker.reused:,}")
     return final
+
+
+def candidate_scores(
+    data: DataFolder,
+    corpus: Corpus,
+    chunks: Chunks,
+    queries: Queries,
+    found: Retrieval,
+    plan: SearchPlan,
+    device: str,
+    bars: Bars,
+) -> Floats:
+    """The cross-encoder's own score of every candidate, float32 [Q, K]; no weights are loaded where all are kept."""
+    assert plan.reranker is not None
+    scorer = _pair_scorer(plan, plan.reranker, device)
+    candidates = found.fused.cut(plan.candidate_k)
+    passages = PassageTexts.of(corpus, chunks, found.passages[:, : candidates.depth])
+    reranker = CrossEncoderReranker(scorer, passages, plan.blend_weight, kept_pair_scores(data, plan.reranker, scorer))
+    with bars("Processing queries", len(queries)) as progress:
+        scores = reranker.pair_scores(queries, candidates, progress)
+    log.info("Pairs: %s scored, %s kept from earlier runs", f"{reranker.scored:,}", f"{reranker.reused:,}")
+    return scores
+
+
+def _pair_scorer(plan: SearchPlan, model: ResolvedModel, device: str) -> TorchPairScorer:
+    return TorchPairScorer(model.directory, device, plan.batch_size, plan.max_length, plan.precision)
 
 
 def kept_pair_scores(data: DataFolder, model: ResolvedModel, scorer: TorchPairScorer) -> PairScores:

@@ -1,13 +1,16 @@
 """Evaluate: a run against labels. The metrics come from ir_measures."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import ir_measures
+import numpy as np
+import numpy.typing as npt
 from ir_measures import RR, R, ScoredDoc, Success, nDCG
 
 from src.core.types import PAD, Corpus, Qrels, Run
+
+Values = npt.NDArray[np.float64]
 
 MEASURES: Mapping[str, ir_measures.Measure] = {
     "Hit@1": Success @ 1,
@@ -15,6 +18,7 @@ MEASURES: Mapping[str, ir_measures.Measure] = {
     "Hit@10": Success @ 10,
     "MRR@10": RR @ 10,
     "nDCG@10": nDCG @ 10,
+    "Recall@5": R @ 5,
     "Recall@20": R @ 20,
     "Recall@50": R @ 50,
     "Recall@100": R @ 100,
@@ -44,22 +48,31 @@ def _scored(run: Run, corpus: Corpus) -> Iterator[ScoredDoc]:
                 yield ScoredDoc(query_id, corpus.doc_ids[row], float(-rank))
 
 
+def per_question(run: Run, corpus: Corpus, qrels: Qrels) -> tuple[tuple[str, ...], dict[str, Values]]:
+    """Metrics of each labelled question of a run.
+
+    Returns:
+        The ids of the labelled questions, in the run's order, and name -> float64 [number of them]. A question whose
+        list misses every relevant document has 0.
+    """
+    labelled = [i for i, query_id in enumerate(run.query_ids) if query_id in qrels.relevant]
+    query_ids = tuple(run.query_ids[i] for i in labelled)
+    place = {query_id: i for i, query_id in enumerate(query_ids)}
+    part = Run(run.name, query_ids, run.doc_rows[labelled], run.scores[labelled], run.corpus_fingerprint)
+    judged = {query_id: dict.fromkeys(qrels.relevant[query_id], 1) for query_id in query_ids}
+    names = {measure: name for name, measure in MEASURES.items()}
+    values = {name: np.zeros(len(query_ids)) for name in MEASURES}
+    if query_ids:
+        for found in ir_measures.iter_calc(list(MEASURES.values()), judged, list(_scored(part, corpus))):
+            values[names[found.measure]][place[found.query_id]] = found.value
+    if not all(np.isfinite(column).all() for column in values.values()):
+        raise ValueError(f"a metric of run {run.name} is not a number")
+    return query_ids, values
+
+
 def evaluate(run: Run, corpus: Corpus, qrels: Qrels) -> Evaluation | None:
     """Metrics of a run over the questions that have labels; ``None`` where none of its questions has any."""
-    asked = set(run.query_ids)
-    judged = {q: dict.fromkeys(docs, 1) for q, docs in qrels.relevant.items() if q in asked}
-    if not judged:
+    query_ids, values = per_question(run, corpus, qrels)
+    if not query_ids:
         return None
-    labelled = [i for i, q in enumerate(run.query_ids) if q in judged]
-    part = Run(
-        run.name,
-        tuple(run.query_ids[i] for i in labelled),
-        run.doc_rows[labelled],
-        run.scores[labelled],
-        run.corpus_fingerprint,
-    )
-    found = ir_measures.calc_aggregate(list(MEASURES.values()), judged, list(_scored(part, corpus)))
-    metrics = {name: float(found[measure]) for name, measure in MEASURES.items()}
-    if any(math.isnan(value) for value in metrics.values()):
-        raise ValueError(f"a metric is not a number: {metrics}")
-    return Evaluation(metrics, len(judged), run.depth)
+    return Evaluation({name: float(column.mean()) for name, column in values.items()}, len(query_ids), run.depth)

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from src.core.artifacts import atomic_path
 from src.core.errors import UserError
 from src.core.types import PAD, Corpus, Queries, Run
@@ -59,6 +61,48 @@ def write_submission(path: Path, run: Run, queries: Queries, corpus: Corpus, top
             writer.writerow(HEADER)
             writer.writerows((q, format_id_list(ids)) for q, ids in zip(run.query_ids, lists, strict=True))
         _check(temporary, path, run.query_ids, lists, corpus)
+
+
+def read_submission(path: Path, name: str, queries: Queries, corpus: Corpus) -> Run:
+    """Read a submission, this machine's or another's, as a run; a question that it lacks has an empty list.
+
+    Args:
+        name: of the run.
+
+    Raises:
+        UserError: where the file cannot be read, or names a question or document that is not there.
+    """
+    row_of_query = {query_id: row for row, query_id in enumerate(queries.query_ids)}
+    lists: dict[int, list[int]] = {}
+    with path.open(encoding="utf-8-sig", newline="") as handle:
+        table = csv.reader(handle)
+        header = next(table, [])
+        if tuple(header) != HEADER:
+            raise UserError(f"{path}: header {','.join(header)!r}, expected {','.join(HEADER)!r}.")
+        for number, row in enumerate(table, start=1):
+            try:
+                query_id, cell = row
+                found = [str(item) for item in json.loads(cell)]
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{path}, row {number}: {row!r} is not an id and a list of ids.") from error
+            unknown = [doc_id for doc_id in found if doc_id not in corpus.row_of]
+            if query_id not in row_of_query or unknown:
+                what = f"document {unknown[0]!r}" if unknown else f"question {query_id!r}"
+                raise UserError(
+                    f"{path}, row {number}: names {what}, which this corpus {corpus.fingerprint} and these "
+                    f"{len(queries)} questions {queries.fingerprint} do not hold. Only runs over the same data can be "
+                    "compared."
+                )
+            if len(set(found)) != len(found):
+                raise UserError(f"{path}, row {number}: a document stands twice in {cell}.")
+            lists[row_of_query[query_id]] = [corpus.row_of[doc_id] for doc_id in found]
+    depth = max((len(found) for found in lists.values()), default=1) or 1
+    rows = np.full((len(queries), depth), PAD, dtype=np.int32)
+    scores = np.zeros((len(queries), depth), dtype=np.float32)
+    for i, docs in lists.items():
+        rows[i, : len(docs)] = docs
+        scores[i, : len(docs)] = -np.arange(len(docs), dtype=np.float32)
+    return Run(name, queries.query_ids, rows, scores, corpus.fingerprint)
 
 
 def _check(written: Path, path: Path, query_ids: Sequence[str], lists: Sequence[Sequence[str]], corpus: Corpus) -> None:

@@ -1,0 +1,160 @@
+"""Compare runs: those on disk, submission CSVs, or new ones over models, K and blend weights; needs labels."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
+from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
+from _plans import encoder_plans, index_plan, search_plan
+from config import Settings
+from src.core.artifacts import read_manifest
+from src.core.errors import UserError
+from src.core.storage import load_run
+from src.core.types import Chunks, Corpus, Queries, Run
+from src.engine.devices import pick_device
+from src.indexing import EncoderPlan
+from src.insight.comparison import markdown, save
+from src.insight.profile import Profiler
+from src.insight.progress import progress_bar
+from src.models.language_guard import choose_reranker
+from src.models.resolve import ModelResolver
+from src.pipeline import candidate_scores, retrieve
+from src.quality.compare import compare
+from src.stages.rerank import blend
+from src.stages.submit import read_submission
+
+log = logging.getLogger("search")
+
+SEARCH_COMMAND = "python scripts/03_run_search.py"
+
+
+def _parser(settings: Settings) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="05_compare.py", description=__doc__)
+    add_data_flags(parser, settings)
+    add = parser.add_argument
+    add(
+        "runs", nargs="*", metavar="RUN",
+        help="name of a run in <data folder>/runs (rerank-off), its .parquet, or a submission .csv; the first is "
+        "'before' (default: make them, rerank off first)",
+    )  # fmt: skip
+    add("--models", nargs="+", metavar="MODEL", help="cross-encoders to make runs with (default: CROSS_ENCODER_MODEL)")
+    add("--candidates", nargs="+", type=positive_integer, metavar="K", help="(default: RERANKER_CANDIDATE_K)")
+    add("--weights", nargs="+", type=_share, metavar="W", help="blend weights (default: RERANKER_BLEND_WEIGHT)")
+    add("--limit", type=positive_integer, metavar="N", help="only the first N questions (default: all)")
+    add("--name", help="folder of the result under <data folder>/results (default: <date>-compare)")
+    return parser
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def _read(text: str, inputs: Inputs, corpus: Corpus, queries: Queries) -> tuple[Run, list[str]]:
+    """A run on disk, and its warnings."""
+    path = Path(text)
+    if path.suffix == ".csv":
+        if not path.is_file():
+            raise UserError(f"{path}: no such submission file.")
+        return read_submission(path, path.stem, queries, corpus), []
+    if path.suffix != ".parquet":
+        path = inputs.data.runs / f"{text}.parquet"
+    if not path.is_file():
+        have = sorted(found.stem for found in inputs.data.runs.glob("*.parquet"))
+        raise UserError(f"{path}: no such run. There are: {', '.join(have) or 'none'}. Make it: {SEARCH_COMMAND}")
+    manifest = read_manifest(path.with_name(f"{path.stem}.manifest.json"), SEARCH_COMMAND)
+    wanted = {"corpus": corpus.fingerprint, "questions": queries.fingerprint}
+    found = {"corpus": manifest.inputs.get("corpus"), "questions": manifest.extra.get("questions")}
+    for what, fingerprint in wanted.items():
+        if found[what] != fingerprint:
+            raise UserError(
+                f"{path}: made over the {what} {found[what]}, here they are {fingerprint}. Only runs over the same "
+                "corpus and questions can be compared (--data-dir, --questions, --limit)."
+            )
+    return load_run(path, corpus, queries.query_ids), list(manifest.extra.get("warnings", []))
+
+
+def _make(
+    flags: argparse.Namespace,
+    settings: Settings,
+    inputs: Inputs,
+    corpus: Corpus,
+    chunks: Chunks,
+    queries: Queries,
+    encoders: tuple[EncoderPlan, ...],
+    resolver: ModelResolver,
+) -> tuple[list[Run], list[str]]:
+    """Stage one once, then every model over the deepest list; K and weights cost no model call."""
+    device = pick_device(settings.device)
+    indices = index_plan(settings, encoders, device)
+    depths = sorted(set(flags.candidates or [settings.reranker_candidate_k]))
+    weights = flags.weights or [settings.reranker_blend_weight]
+    base = search_plan(settings, argparse.Namespace(top_k=settings.top_k), None)
+    plan = replace(base, candidate_k=max(depths))
+    found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, Profiler(), progress_bar)
+    runs, warnings = [replace(found.fused, name="off")], []
+    for name in flags.models or [settings.cross_encoder_model]:
+        model = choose_reranker(resolver, name, settings.cross_encoder_model_multilingual, corpus)
+        warnings += [model.warning] if model.warning else []
+        scores = candidate_scores(
+            inputs.data, corpus, chunks, queries, found, replace(plan, reranker=model), device, progress_bar
+        )
+        for depth in depths:
+            for weight in weights:
+                label = f"{model.used.rsplit('/', 1)[-1].removeprefix('embedded:')} K={depth} w={weight:g}"
+                runs.append(blend(found.fused.cut(depth), scores[:, :depth], weight, label))
+    return runs, warnings
+
+
+def run(settings: Settings, arguments: Sequence[str]) -> None:
+    """Read or make the runs, compare, print and save."""
+    flags = _parser(settings).parse_args(arguments)
+    making = [name for name in ("models", "candidates", "weights") if getattr(flags, name)]
+    if flags.runs and making:
+        raise UserError(f"--{making[0]} makes runs, but runs on disk are named too. Give one or the other.")
+    set_up_threads(settings.cpu_threads)
+    inputs = choose_inputs(flags, settings, PROJECT_ROOT)
+    log_inputs(inputs, PROJECT_ROOT)
+    resolver = ModelResolver(PROJECT_ROOT / "data" / "models", PROJECT_ROOT, settings.when_model_unavailable)
+    encoders = encoder_plans(settings, resolver)
+    corpus, chunks = prepared_corpus(inputs, settings, encoders)
+    queries, qrels = load_queries(inputs, settings, corpus)
+    queries = queries.head(flags.limit)
+    if qrels is None:
+        raise UserError(f"no labels at {inputs.no_labels}: nothing can be compared. Give --labels FILE.")
+    warnings: list[str] = []
+    if flags.runs:
+        runs = []
+        for text in flags.runs:
+            found, notes = _read(text, inputs, corpus, queries)
+            runs.append(found)
+            warnings += notes
+    else:
+        runs, warnings = _make(flags, settings, inputs, corpus, chunks, queries, encoders, resolver)
+    comparison = compare(runs, corpus, queries, qrels)
+    notes = [f"WARNING: {warning}" for warning in dict.fromkeys(warnings)]
+    for line in markdown(comparison, corpus, notes).splitlines():
+        log.info("%s", line)
+    now = datetime.now(UTC)
+    folder = inputs.data.root / "results" / (flags.name or f"{now:%Y-%m-%d-%H%M%S}-compare")
+    record = {
+        "created": now.isoformat(timespec="seconds"),
+        "settings": settings.snapshot(),
+        "corpus": corpus.fingerprint,
+        "questions": queries.fingerprint,
+    }
+    for path in save(comparison, corpus, folder, record, notes):
+        log.info("Saved: %s", path)
+
+
+if __name__ == "__main__":
+    main(run)

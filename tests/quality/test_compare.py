@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+
+from src.core.errors import UserError
+from src.core.types import Corpus, Qrels, Queries, Run
+from src.quality.compare import Loss, compare, first_relevant_ranks
+
+CORPUS = Corpus(tuple("abcdefgh"), ("",) * 8, ("x",) * 8)
+QUERIES = Queries(("q0", "q1", "q2", "q3"), ("one", "two", "three", "four"))
+QRELS = Qrels({"q0": frozenset("b"), "q1": frozenset("gh"), "q2": frozenset("c")})
+
+
+def make_run(name: str, rows: list[list[int]], fingerprint: str = CORPUS.fingerprint) -> Run:
+    values = np.array(rows, np.int32)
+    scores = np.tile(-np.arange(values.shape[1], dtype=np.float32), (len(rows), 1))
+    return Run(name, QUERIES.query_ids[: len(rows)], values, scores, fingerprint)
+
+
+BEFORE = make_run("off", [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 6], [2, 0, 1, 3, 4, 5], [0, 1, 2, 3, 4, 5]])
+AFTER = make_run("on", [[1, 0, 2, 3, 4, 5], [6, 0, 1, 2, 3, 4], [0, 4, 3, 5, 1, 2], [0, 1, 2, 3, 4, 5]])
+
+
+def test_ranks_by_hand() -> None:
+    assert first_relevant_ranks(BEFORE, CORPUS, QRELS).tolist() == [2, 6, 1]
+    assert first_relevant_ranks(AFTER.cut(5), CORPUS, QRELS).tolist() == [1, 1, 0]
+
+
+def test_comparison_by_hand() -> None:
+    found = compare([BEFORE, AFTER], CORPUS, QUERIES, QRELS)
+    assert (found.labelled, found.unlabelled) == (3, 1)
+    off, on = found.runs
+    assert off.metrics["Hit@1"].mean == pytest.approx(1 / 3)
+    assert on.metrics["Hit@1"].mean == pytest.approx(2 / 3)
+    # Hits at 5: off q0 and q2, on q0 and q1; each has a right page for all three among its six.
+    assert (off.gap, on.gap) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    (pair,) = found.pairs
+    by_metric = {difference.metric: difference for difference in pair.differences}
+    hit = by_metric["Hit@1"]
+    assert (hit.test, hit.wins, hit.losses, hit.ties) == ("McNemar", 2, 1, 0)
+    assert hit.change.mean == pytest.approx(1 / 3)
+    assert hit.p == pytest.approx(1.0)  # 2 won, 1 lost: 2 * (C(3,0) + C(3,1)) / 8 = 1
+    assert by_metric["MRR@10"].test == "randomisation"
+    # q0 1/2 -> 1, q1 1/6 -> 1, q2 1 -> 1/6
+    assert by_metric["MRR@10"].change.mean == pytest.approx((1 / 2 + 5 / 6 - 5 / 6) / 3)
+    assert all(difference.p_adjusted >= difference.p for difference in pair.differences)
+
+
+def test_the_worst_loss_in_full() -> None:
+    (pair,) = compare([BEFORE, AFTER], CORPUS, QUERIES, QRELS).pairs
+    assert pair.worst_losses == (Loss("q2", "three", ("c",), 1, 6, ("a", "e", "d", "f", "b")),)
+    (back,) = compare([AFTER, BEFORE], CORPUS, QUERIES, QRELS).pairs
+    assert [(loss.query_id, loss.rank_before, loss.rank_after) for loss in back.worst_losses] == [
+        ("q1", 1, 6),
+        ("q0", 1, 2),
+    ]
+
+
+def test_equal_runs_show_nothing() -> None:
+    same = Run("again", BEFORE.query_ids, BEFORE.doc_rows, BEFORE.scores, CORPUS.fingerprint)
+    (pair,) = compare([BEFORE, same], CORPUS, QUERIES, QRELS).pairs
+    assert all((d.p, d.wins, d.losses) == (1.0, 0, 0) for d in pair.differences)
+    assert pair.worst_losses == ()
+    assert pair.labels_needed is None
+
+
+@pytest.mark.parametrize(
+    ("runs", "complaint"),
+    [
+        ([BEFORE], "1 run given, at least 2"),
+        ([BEFORE, BEFORE], "two runs have the name 'off'"),
+        (
+            [BEFORE, make_run("x", AFTER.doc_rows.tolist(), "other")],
+            f"the corpus other, this one is {CORPUS.fingerprint}",
+        ),
+        ([BEFORE, make_run("x", AFTER.doc_rows.tolist()[:2])], "answers 2 questions that are not the 4 asked"),
+    ],
+)
+def test_what_cannot_be_compared(runs: list[Run], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        compare(runs, CORPUS, QUERIES, QRELS)
+
+
+def test_no_labelled_question() -> None:
+    with pytest.raises(UserError, match="none of the questions has a label"):
+        compare([BEFORE, AFTER], CORPUS, QUERIES, Qrels({"elsewhere": frozenset("a")}))
