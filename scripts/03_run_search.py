@@ -9,6 +9,7 @@ from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_co
 from _plans import encoder_plans, index_plan, plan_lines, search_plan
 from config import Settings
 from src.core.artifacts import write_json
+from src.core.errors import UserError
 from src.core.types import Corpus, Qrels, Queries
 from src.engine.devices import pick_device
 from src.indexing import IndexPlan
@@ -56,6 +57,9 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
             reranker = choose_reranker(
                 resolver, settings.cross_encoder_model, settings.cross_encoder_model_multilingual, corpus
             )
+    if flags.fit_blend and (qrels is None or not flags.rerank):
+        why = f"there are no labels at {inputs.no_labels}" if qrels is None else "reranking is off"
+        raise UserError(f"--fit-blend fits the blend on labels, but {why}. Leave it out, or mend that.")
     indices = index_plan(settings, encoders, pick_device(settings.device))
     plan = search_plan(settings, flags, reranker)
     labels = f"{len(qrels)} labelled questions" if qrels is not None else f"none ({inputs.no_labels})"
@@ -74,7 +78,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
         log.info("Profile: %s", path)
     log.info("Submission: %s (%d questions, top %d), checked", flags.output, len(queries), plan.top_k)
     no_labels = inputs.no_labels if qrels is None else "any of these questions"
-    for line in hit_lines(result.before, result.after, result.reranked, result.warnings, no_labels):
+    for line in hit_lines(result.before, result.after, result.reranked, result.warnings, no_labels, result.fit):
         log.info("%s", line)
     log.info("Done in %.1f s.", profiler.total_seconds)
 

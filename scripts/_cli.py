@@ -73,6 +73,11 @@ def add_search_flags(parser: argparse.ArgumentParser, settings: Settings) -> Non
         help=f"(default: ENABLE_CROSS_ENCODER_RERANKING = {settings.enable_cross_encoder_reranking})",
     )
     parser.add_argument(
+        "--fit-blend",
+        action="store_true",
+        help="fit RERANKER_BLEND_WEIGHT on the labels by cross-validation and report the held-out gain (default: off)",
+    )
+    parser.add_argument(
         "--enable-profiling",
         action="store_true",
         help="table of time, throughput and memory per stage, also as JSON in data/runs (default: off)",

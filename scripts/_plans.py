@@ -56,6 +56,7 @@ def search_plan(settings: Settings, flags: Namespace, reranker: ResolvedModel | 
         blend_weight=settings.reranker_blend_weight,
         passages_per_document=settings.reranker_passages_per_document,
         precision=settings.reranker_precision,
+        fit_blend=getattr(flags, "fit_blend", False),
     )
 
 
@@ -76,8 +77,9 @@ def plan_lines(
     if plan.reranker is None:
         yield f"Reranking: off. Submission: top {plan.top_k} of stage one."
     else:
+        blend = "to be fitted" if plan.fit_blend else f"{plan.blend_weight:g}"
         yield (
             f"Reranking: {plan.reranker.describe()}, {plan.candidate_k} candidates, "
-            f"{plan.passages_per_document} passage(s) each, blend weight {plan.blend_weight:g}. "
+            f"{plan.passages_per_document} passage(s) each, blend weight {blend}. "
             f"Submission: top {plan.top_k}."
         )

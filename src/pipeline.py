@@ -6,7 +6,7 @@ plain values and types; nothing reads settings or flags.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from src.indexing import BUILD_COMMAND, Bars, EncoderPlan, IndexPlan, bm25_ident
 from src.insight.profile import Profiler
 from src.models.resolve import ResolvedModel
 from src.quality.evaluate import Evaluation, evaluate
+from src.quality.fit import BlendFit, fit_blend
 from src.stages.fuse import Method, Weighted, fuse
 from src.stages.index import Bm25Index, FaissIndex
-from src.stages.rerank import CrossEncoderReranker, IdentityReranker, PassageTexts
+from src.stages.rerank import CrossEncoderReranker, IdentityReranker, PassageTexts, blend
 from src.stages.retrieve import best_chunks, dense_run, first_chunks, lexical_run
 from src.stages.submit import check_depth, write_submission
 
@@ -39,6 +40,7 @@ class SearchPlan:
         reranker: the cross-encoder; ``None`` turns reranking off.
         passages_per_document: best chunks of a candidate that the cross-encoder reads.
         precision: of the cross-encoder, ``exact`` or ``fast``.
+        fit_blend: fit ``blend_weight`` on the labels.
     """
 
     bm25_weights: Mapping[str, float]
@@ -54,6 +56,7 @@ class SearchPlan:
     blend_weight: float
     passages_per_document: int
     precision: Precision
+    fit_blend: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,9 +175,11 @@ class SearchResult:
 
     Attributes:
         final: the run that was submitted.
-        before, after: metrics of stage one and of the final run; ``None`` without labels.
+        before, after: metrics of stage one and of the final run; ``None`` without labels. Where the blend was fitted,
+            ``after`` is of questions that did not choose their weight.
         reranked: whether a cross-encoder had a say.
         warnings: model swaps and the like, to stand beside every figure.
+        fit: the fitted blend, where one was asked for.
     """
 
     final: Run
@@ -182,6 +187,7 @@ class SearchResult:
     after: Evaluation | None
     reranked: bool
     warnings: Sequence[str] = field(default_factory=tuple)
+    fit: BlendFit | None = None
 
 
 def rerank_candidates(
@@ -194,11 +200,16 @@ def rerank_candidates(
     device: str,
     profiler: Profiler,
     bars: Bars,
-) -> Run:
-    """Stage two: the cross-encoder reads the best passages of every candidate; off is the identity."""
+    qrels: Qrels | None = None,
+) -> tuple[Run, BlendFit | None]:
+    """Stage two: the cross-encoder reads the best passages of every candidate; off is the identity.
+
+    Args:
+        qrels: what the blend is fitted on, where the plan asks for that.
+    """
     candidates = found.fused.cut(plan.candidate_k)
     if plan.reranker is None:
-        return IdentityReranker().rerank(queries, candidates)
+        return IdentityReranker().rerank(queries, candidates), None
     with profiler.stage("load"):
         scorer = _pair_scorer(plan, plan.reranker, device)
         scorer.load()
@@ -211,9 +222,12 @@ def rerank_candidates(
         stage.items, stage.unit = len(queries) + len(passages.texts), "texts"
     pairs = int((passages.rows >= 0).sum())
     with profiler.stage("rerank", pairs, "pairs"), bars("Processing queries", len(queries)) as progress:
-        final = reranker.rerank(queries, candidates, progress, tables)
+        scores = reranker.pair_scores(queries, candidates, progress, tables)
     log.info("Pairs: %s scored, %s kept from earlier runs", f"{reranker.scored:,}", f"{reranker.reused:,}")
-    return final
+    fit = None
+    if plan.fit_blend and qrels is not None:
+        fit = fit_blend(candidates, lambda weight: blend(candidates, scores, weight, "rerank-on"), corpus, qrels)
+    return blend(candidates, scores, plan.blend_weight if fit is None else fit.weight, "rerank-on"), fit
 
 
 def candidate_scores(
@@ -274,13 +288,18 @@ def search(
     """
     check_depth(corpus, plan.top_k)
     found = retrieve(data, corpus, chunks, queries, indices, plan, profiler, bars)
-    final = rerank_candidates(data, corpus, chunks, queries, found, plan, indices.device, profiler, bars)
+    final, fit = rerank_candidates(data, corpus, chunks, queries, found, plan, indices.device, profiler, bars, qrels)
     with profiler.stage("write", len(queries), "questions"):
         before = evaluate(found.fused.cut(plan.candidate_k), corpus, qrels) if qrels is not None else None
-        after = evaluate(final, corpus, qrels) if qrels is not None else None
+        after = evaluate(final if fit is None else fit.held_out, corpus, qrels) if qrels is not None else None
         write_submission(output, final, queries, corpus, plan.top_k)
         for run in (*found.runs, found.fused):
             save_run(data.runs, run, corpus, record)
         metrics = {"before": before and before.metrics, "after": after and after.metrics}
-        save_run(data.runs, final, corpus, {**record, "metrics": metrics, "warnings": list(warnings)})
-    return SearchResult(final, before, after, plan.reranker is not None, tuple(warnings))
+        extra: dict[str, Any] = {**record, "metrics": metrics, "warnings": list(warnings)}
+        if fit is not None:
+            extra["blend_fit"] = {
+                "weight": fit.weight, "fold_weights": fit.fold_weights, "gain": asdict(fit.gain), "shown": fit.shown,
+            }  # fmt: skip
+        save_run(data.runs, final, corpus, extra)
+    return SearchResult(final, before, after, plan.reranker is not None, tuple(warnings), fit)

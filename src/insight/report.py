@@ -3,10 +3,16 @@
 from collections.abc import Iterator, Sequence
 
 from src.quality.evaluate import Evaluation
+from src.quality.fit import BlendFit
 
 
 def hit_lines(
-    before: Evaluation | None, after: Evaluation | None, reranked: bool, warnings: Sequence[str], no_labels: str
+    before: Evaluation | None,
+    after: Evaluation | None,
+    reranked: bool,
+    warnings: Sequence[str],
+    no_labels: str,
+    fit: BlendFit | None = None,
 ) -> Iterator[str]:
     """``Hit@5: 0.3456 (...)``, other metrics on further lines, and every warning beside them.
 
@@ -16,6 +22,7 @@ def hit_lines(
         reranked: whether a cross-encoder had a say.
         warnings: model swaps.
         no_labels: why nothing could be measured, where that is so.
+        fit: the fitted blend, where ``after`` is of questions that did not choose their weight.
     """
     if before is None or after is None:
         yield f"Hit@5: not measured (no labels at {no_labels})"
@@ -26,6 +33,14 @@ def hit_lines(
             yield "  " + "  ".join(f"{n} {before.metrics[n]:.4f} -> {after.metrics[n]:.4f}" for n in names)
         else:
             yield "  " + "  ".join(f"{n} {after.metrics[n]:.4f}" for n in names)
+    if fit is not None:
+        folds = ", ".join(f"{weight:g}" for weight in fit.fold_weights)
+        shown = "shown" if fit.shown else "not shown: the interval includes 0"
+        yield (
+            f"  Blend weight fitted: {fit.weight:g} (without each fold: {folds}). The figures after reranking are of "
+            f"questions that did not choose their weight. Gain in Hit@5 {100 * fit.gain.mean:+.2f} points, "
+            f"95 % interval [{100 * fit.gain.low:+.2f}, {100 * fit.gain.high:+.2f}]: {shown}"
+        )
     for warning in warnings:
         yield f"  WARNING: {warning}"
 

@@ -111,6 +111,33 @@ def test_labels_of_other_questions_measure_nothing(project: Project) -> None:
     assert starting(lines, "Hit@5: ") == "Hit@5: not measured (no labels at any of these questions)"
 
 
+def test_a_fitted_blend_is_reported_on_questions_that_did_not_choose_it(project: Project) -> None:
+    more = [f'q{i},"{text}"' for i, text in enumerate(list(QUESTIONS.values()) * 2, start=1)]
+    write_csv(project.data / "raw" / "questions_clean.csv", "q_id,query", more)
+    rows = [f"q{i},{docs[0]}" for i, docs in enumerate(list(LABELS.values()) * 2, start=1)]
+    write_csv(project.data / "raw" / "qrels.csv", "q_id,web_id", rows)
+    project.prepare()
+    lines = project.run("03_run_search", "--fit-blend")
+    line = next(line for line in lines if "Blend weight fitted: " in line)
+    assert "did not choose their weight" in line
+    manifest = json.loads((project.data / "runs" / "rerank-on.manifest.json").read_text(encoding="utf-8"))
+    fit = manifest["extra"]["blend_fit"]
+    assert fit["weight"] == float(line.split("fitted: ")[1].split()[0])
+    assert len(fit["fold_weights"]) == 5
+    assert any("blend weight to be fitted" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [(["--no-rerank"], "but reranking is off"), ([], "4 questions of this run are labelled, at least 5 are needed")],
+)
+def test_a_blend_that_cannot_be_fitted(project: Project, flags: list[str], complaint: str) -> None:
+    project.prepare()
+    with pytest.raises(UserError, match=complaint):
+        project.run("03_run_search", "--fit-blend", *flags)
+    assert not project.output.exists()
+
+
 def test_limit_and_top_k(project: Project) -> None:
     project.prepare()
     project.run("03_run_search", "--no-rerank", "--limit", "2", "--top-k", "1")
