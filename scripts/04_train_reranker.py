@@ -29,6 +29,8 @@ from src.stages.rerank import PassageTexts
 
 log = logging.getLogger("search")
 
+PairFile = tuple[Path, float, int | None]
+
 ADAPTER_FOLDER = "adapter"
 MOST_HELD_OUT = 200
 
@@ -79,7 +81,7 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
     return parser
 
 
-def _file_share_and_size(text: str) -> tuple[Path, float, int | None]:
+def _file_share_and_size(text: str) -> PairFile:
     name, _, rest = text.partition("=")
     share, _, size = rest.partition(":")
     try:
@@ -93,46 +95,51 @@ def _file_share_and_size(text: str) -> tuple[Path, float, int | None]:
     return Path(name), value, count
 
 
-def _pair_sources(flags: argparse.Namespace, miner: Miner) -> list[Source]:
+def _pair_sources(files: Sequence[PairFile], seed: int, miner: Miner) -> list[Source]:
     sources = []
-    for path, share, count in map(_file_share_and_size, flags.pairs):
+    for path, share, count in files:
         pairs = read_pairs(path)
         rewriter = Rewriter(list(dict.fromkeys(passage for _, passage in pairs)))
         if count is not None and len(pairs) > count:
-            pairs = [pairs[i] for i in sorted(random.Random(flags.seed).sample(range(len(pairs)), count))]
+            pairs = [pairs[i] for i in sorted(random.Random(seed).sample(range(len(pairs)), count))]
         sources.append(Source(path.stem, miner.examples(pairs), share, rewriter))
     return sources
 
 
-def _own_sources(
-    flags: argparse.Namespace, settings: Settings, resolver: ModelResolver, miner: Miner, use_labels: bool
-) -> list[Source]:
-    """What the prepared corpus itself gives: pairs made by rules, and the labels."""
+def _miner(resolver: ModelResolver, device: str, models: Path) -> Miner:
+    model = resolver.resolve(EMBEDDED["bi-encoder"], "bi-encoder")
+    encoder = SentenceEncoder(model.directory, device, max_tokens=160)
+    return Miner(encoder, model.fingerprint, models / "mined", progress_bar)
+
+
+def _rule_sources(flags: argparse.Namespace, settings: Settings, resolver: ModelResolver, miner: Miner) -> list[Source]:
+    """Pairs made by rules from the prepared corpus."""
+    inputs = choose_inputs(flags, settings, PROJECT_ROOT)
+    corpus, _ = prepared_corpus(inputs, settings, encoder_plans(settings, resolver))
+    sentences = {
+        doc_id: [text[start:end] for start, end in sentence_spans(text)]
+        for doc_id, text in zip(corpus.doc_ids, corpus.texts, strict=True)
+    }
+    pairs, passages = pairs_by_rule(sentences, flags.rule_pairs, random.Random(flags.seed))
+    if not pairs:
+        raise UserError("--rule-pairs: no document has four sentences of 40 to 350 characters.")
+    return [Source("by rule", miner.examples(pairs, passages), flags.rule_share)]
+
+
+def _labels_source(flags: argparse.Namespace, settings: Settings, resolver: ModelResolver) -> Source:
+    """The labels of the data folder, with negatives from stage one's own candidates."""
     inputs = choose_inputs(flags, settings, PROJECT_ROOT)
     log_inputs(inputs, PROJECT_ROOT)
     encoders = encoder_plans(settings, resolver)
     corpus, chunks = prepared_corpus(inputs, settings, encoders)
-    sources = []
-    if flags.rule_pairs:
-        sentences = {
-            doc_id: [text[start:end] for start, end in sentence_spans(text)]
-            for doc_id, text in zip(corpus.doc_ids, corpus.texts, strict=True)
-        }
-        pairs, passages = pairs_by_rule(sentences, flags.rule_pairs, random.Random(flags.seed))
-        if not pairs:
-            raise UserError("--rule-pairs: no document has four sentences of 40 to 350 characters.")
-        sources.append(Source("by rule", miner.examples(pairs, passages), flags.rule_share))
-    if use_labels:
-        queries, qrels = load_queries(inputs, settings, corpus)
-        if qrels is None:
-            raise UserError(f"no labels at {inputs.no_labels}. Give --labels FILE, or train on --pairs FILE.")
-        indices = index_plan(settings, encoders, pick_device(settings.device))
-        plan = search_plan(settings, argparse.Namespace(top_k=settings.top_k), None)
-        found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, Profiler(), progress_bar)
-        passages_read = PassageTexts.of(corpus, chunks, found.passages)
-        examples = labelled_examples(queries, qrels, found.fused, corpus, passages_read.texts, passages_read.rows)
-        sources.append(Source("labels", examples))
-    return sources
+    queries, qrels = load_queries(inputs, settings, corpus)
+    if qrels is None:
+        raise UserError(f"no labels at {inputs.no_labels}. Give --labels FILE, or train on --pairs FILE.")
+    indices = index_plan(settings, encoders, pick_device(settings.device))
+    plan = search_plan(settings, argparse.Namespace(top_k=settings.top_k), None)
+    found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, Profiler(), progress_bar)
+    read = PassageTexts.of(corpus, chunks, found.passages)
+    return Source("labels", labelled_examples(queries, qrels, found.fused, corpus, read.texts, read.rows))
 
 
 def _split(sources: Sequence[Source], share: float, seed: int) -> tuple[list[Source], list[Example]]:
@@ -166,20 +173,20 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     set_up_threads(settings.cpu_threads)
     device = pick_device(settings.device)
     models = PROJECT_ROOT / "data" / "models"
+    files = [_file_share_and_size(text) for text in flags.pairs]
     target = models / flags.name
     if target.exists():
         raise UserError(f"{target}: exists already. Give another --name, or remove it.")
     resolver = ModelResolver(models, PROJECT_ROOT, settings.when_model_unavailable)
     base = _base_model(resolver, flags.base)
-    miner_model = resolver.resolve(EMBEDDED["bi-encoder"], "bi-encoder")
-    miner = Miner(
-        SentenceEncoder(miner_model.directory, device, max_tokens=160),
-        miner_model.fingerprint, models / "mined", progress_bar,
-    )  # fmt: skip
     use_labels = not (flags.pairs or flags.rule_pairs) if flags.use_labels is None else flags.use_labels
-    sources = _pair_sources(flags, miner)
-    if flags.rule_pairs or use_labels:
-        sources += _own_sources(flags, settings, resolver, miner, use_labels)
+    sources = []
+    if flags.pairs or flags.rule_pairs:
+        miner = _miner(resolver, device, models)
+        sources += _pair_sources(files, flags.seed, miner)
+        sources += _rule_sources(flags, settings, resolver, miner) if flags.rule_pairs else []
+    if use_labels:
+        sources.append(_labels_source(flags, settings, resolver))
     sources, held_out = _split(sources, flags.held_out, flags.seed)
     for source in sources:
         log.info("Training on %s: %d examples, share %g", source.name, len(source.examples), source.share)

@@ -1,0 +1,59 @@
+from pathlib import Path
+
+import pytest
+from conftest import load_script
+from sentence_transformers import CrossEncoder
+from test_run import Project
+
+from config import Settings
+from src.core.errors import UserError
+
+
+@pytest.fixture
+def project(
+    bank: Path, settings: Settings, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Project:
+    caplog.set_level("INFO")
+    found = Project(bank, settings, caplog)
+    found.prepare()
+    return found
+
+
+def train(project: Project, root: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> list[str]:
+    script = load_script("04_train_reranker")
+    monkeypatch.setattr(script, "PROJECT_ROOT", root)
+    project.caplog.clear()
+    script.run(
+        project.settings,
+        ["--data-dir", str(project.data), "--base", project.settings.cross_encoder_model, "--steps", "4",
+         "--questions-per-step", "2", "--negatives", "2", "--rank", "4", "--save-every", "2", *flags],
+    )  # fmt: skip
+    return [record.getMessage() for record in project.caplog.records]
+
+
+def test_labels_become_a_model_that_any_tool_loads(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = train(project, tmp_path, monkeypatch, "--name", "mine", "--held-out", "0.25")
+    assert "Training on labels: 3 examples, share 1" in lines
+    folder = tmp_path / "data" / "models" / "mine"
+    assert {path.name for path in (folder / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "recipe.json",
+    }
+    scores = CrossEncoder(str(folder), device="cpu").predict([("ставка", "Ставка 15 %"), ("ставка", "Карта")])
+    assert scores.shape == (2,)
+    used = project.settings.model_copy(update={"cross_encoder_model": str(folder)})
+    assert any(line.startswith("✓ Cross-encoder loaded") for line in project.run("03_run_search", settings=used))
+    with pytest.raises(UserError, match="mine: exists already"):
+        train(project, tmp_path, monkeypatch, "--name", "mine")
+
+
+def test_what_cannot_be_trained_on(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="is not a share and a number of pairs"):
+        train(project, tmp_path, monkeypatch, "--pairs", "x.jsonl=much")
+    (project.data / "raw" / "qrels.csv").unlink()
+    with pytest.raises(UserError, match="no labels at "):
+        train(project, tmp_path, monkeypatch)
+    assert not (tmp_path / "data" / "models").exists()
