@@ -1,0 +1,127 @@
+"""Label questions in the terminal: the pages of several runs, blind and shuffled; answers go to the labels file."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer
+from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
+from _plans import encoder_plans
+from config import Settings
+from src.core.artifacts import read_manifest
+from src.core.errors import UserError
+from src.core.storage import load_run
+from src.core.types import Corpus, Queries, Run
+from src.insight.label_app import LabelApp, run_in_terminal
+from src.models.resolve import ModelResolver
+from src.quality.labels import LabelStore, choose_questions, disagreement, main_run, make_task, progress_line
+
+log = logging.getLogger("search")
+
+SEARCH_COMMAND = "python scripts/03_run_search.py"
+NONE_FILE = "labels-none.csv"
+
+
+def _parser(settings: Settings) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="06_label.py", description=__doc__)
+    add_data_flags(parser, settings)
+    add = parser.add_argument
+    add(
+        "runs", nargs="*", metavar="RUN",
+        help="name of a run in <data folder>/runs (rerank-off), or its .parquet (default: all that belong to this "
+        "corpus and these questions)",
+    )  # fmt: skip
+    add("--depth", type=positive_integer, metavar="N", default=10, help="pages of each run in the pool (default: 10)")
+    add("--count", type=positive_integer, metavar="N", default=100, help="questions of this session (default: 100)")
+    add(
+        "--order", choices=["disagreement", "random"], default="disagreement",
+        help="disagreement: those on which the runs differ most come first; random: a fair sample of the "
+        "questions (default: disagreement)",
+    )  # fmt: skip
+    add("--seed", type=int, metavar="N", default=0, help="of the random sample (default: 0)")
+    add("--limit", type=positive_integer, metavar="N", help="only the first N questions (default: all)")
+    return parser
+
+
+def _read(path: Path, corpus: Corpus, queries: Queries) -> Run:
+    manifest = read_manifest(path.with_name(f"{path.stem}.manifest.json"), SEARCH_COMMAND)
+    wanted = {"corpus": corpus.fingerprint, "questions": queries.fingerprint}
+    found = {"corpus": manifest.inputs.get("corpus"), "questions": manifest.extra.get("questions")}
+    for what, fingerprint in wanted.items():
+        if found[what] != fingerprint:
+            raise UserError(
+                f"{path}: made over the {what} {found[what]}, here they are {fingerprint}. Make it anew "
+                f"({SEARCH_COMMAND}), or name its own data (--data-dir, --questions, --limit)."
+            )
+    return load_run(path, corpus, queries.query_ids)
+
+
+def _named_runs(names: Sequence[str], inputs: Inputs, corpus: Corpus, queries: Queries) -> list[Run]:
+    runs = []
+    for text in dict.fromkeys(names):
+        path = Path(text) if text.endswith(".parquet") else inputs.data.runs / f"{text}.parquet"
+        if not path.is_file():
+            have = sorted(found.stem for found in inputs.data.runs.glob("*.parquet"))
+            raise UserError(f"{path}: no such run. There are: {', '.join(have) or 'none'}. Make it: {SEARCH_COMMAND}")
+        runs.append(_read(path, corpus, queries))
+    return runs
+
+
+def _all_runs(inputs: Inputs, corpus: Corpus, queries: Queries, command: str) -> list[Run]:
+    runs = []
+    for path in sorted(inputs.data.runs.glob("*.parquet")):
+        try:
+            runs.append(_read(path, corpus, queries))
+        except UserError as error:
+            log.info("Left out: %s", error)
+    if not runs:
+        raise UserError(f"{inputs.data.runs}: no run over this corpus and these questions. Run: {command}")
+    return runs
+
+
+def run(settings: Settings, arguments: Sequence[str]) -> None:
+    """Pool the runs, ask, and keep every answer."""
+    flags = _parser(settings).parse_args(arguments)
+    inputs = choose_inputs(flags, settings, PROJECT_ROOT)
+    log_inputs(inputs, PROJECT_ROOT)
+    path = inputs.data.raw / settings.labels_file
+    if flags.labels is not None and flags.labels.resolve() != path.resolve():
+        raise UserError(f"--labels {flags.labels}: answers are kept in {path}. Copy the file there, or leave it out.")
+    resolver = ModelResolver(PROJECT_ROOT / "data" / "models", PROJECT_ROOT, settings.when_model_unavailable)
+    corpus, _ = prepared_corpus(inputs, settings, encoder_plans(settings, resolver))
+    every_query, qrels = load_queries(inputs, settings, corpus)
+    queries = every_query.head(flags.limit)
+    command = SEARCH_COMMAND + inputs.command + (f" --limit {flags.limit}" if flags.limit else "")
+    if flags.runs:
+        runs = _named_runs(flags.runs, inputs, corpus, queries)
+    else:
+        runs = _all_runs(inputs, corpus, queries, command)
+    log.info("Runs: %s; the first %d pages of each.", ", ".join(found.name for found in runs), flags.depth)
+
+    store = LabelStore.open(path, path.with_name(NONE_FILE), settings.labels_columns.model_dump(), every_query, corpus)
+    answered = store.answered | (frozenset(qrels.relevant) if qrels is not None else frozenset())
+    scores = disagreement(runs) if flags.order == "disagreement" else None
+    places = choose_questions(queries.query_ids, answered, flags.count, scores, flags.seed)
+    if not places:
+        log.info("All %d questions have an answer (%s): nothing to ask.", len(queries), inputs.labels or path)
+        return
+    main_one = main_run(runs)
+    tasks = [make_task(runs, corpus, queries, place, flags.depth) for place in places]
+    app = LabelApp(tasks, store, lambda: progress_line(main_one, corpus, store.relevant, store.none))
+    run_in_terminal(app)
+
+    log.info("%s", progress_line(main_one, corpus, store.relevant, store.none))
+    if scores is not None:
+        log.info(
+            "Questions on which the runs differ come first, and are harder than most: until all are labelled, this "
+            "Hit@5 is not that of all questions. --order random asks a fair sample."
+        )
+    if path.is_file():
+        found_alone = choose_inputs(flags, settings, PROJECT_ROOT).labels
+        named = found_alone is not None and found_alone.resolve() == path.resolve()
+        log.info("Labels: %s. Measure: %s%s", path, command, "" if named else f" --labels {path}")
+
+
+if __name__ == "__main__":
+    main(run)
