@@ -36,12 +36,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.tmp-", dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
-    # mkstemp makes the file private; a result is readable by whom the umask allows, as any other file.
     umask = os.umask(0)
     os.umask(umask)
-    temporary.chmod(0o666 & ~umask)
     try:
         yield temporary
+        # mkstemp (and some writers) make the file private; a result is readable by whom the umask allows.
+        temporary.chmod(0o666 & ~umask)
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
