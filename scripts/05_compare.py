@@ -10,10 +10,9 @@ from pathlib import Path
 from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, index_plan, search_plan
+from _runs import find_run, read_run
 from config import Settings
-from src.core.artifacts import read_manifest
 from src.core.errors import UserError
-from src.core.storage import load_run
 from src.core.types import Chunks, Corpus, Queries, Run
 from src.engine.devices import pick_device
 from src.indexing import EncoderPlan
@@ -28,8 +27,6 @@ from src.stages.rerank import blend
 from src.stages.submit import read_submission
 
 log = logging.getLogger("search")
-
-SEARCH_COMMAND = "python scripts/03_run_search.py"
 
 
 def _parser(settings: Settings) -> argparse.ArgumentParser:
@@ -66,21 +63,7 @@ def _read(text: str, inputs: Inputs, corpus: Corpus, queries: Queries) -> tuple[
         if not path.is_file():
             raise UserError(f"{path}: no such submission file.")
         return read_submission(path, path.stem, queries, corpus), []
-    if path.suffix != ".parquet":
-        path = inputs.data.runs / f"{text}.parquet"
-    if not path.is_file():
-        have = sorted(found.stem for found in inputs.data.runs.glob("*.parquet"))
-        raise UserError(f"{path}: no such run. There are: {', '.join(have) or 'none'}. Make it: {SEARCH_COMMAND}")
-    manifest = read_manifest(path.with_name(f"{path.stem}.manifest.json"), SEARCH_COMMAND)
-    wanted = {"corpus": corpus.fingerprint, "questions": queries.fingerprint}
-    found = {"corpus": manifest.inputs.get("corpus"), "questions": manifest.extra.get("questions")}
-    for what, fingerprint in wanted.items():
-        if found[what] != fingerprint:
-            raise UserError(
-                f"{path}: made over the {what} {found[what]}, here they are {fingerprint}. Only runs over the same "
-                "corpus and questions can be compared (--data-dir, --questions, --limit)."
-            )
-    return load_run(path, corpus, queries.query_ids), list(manifest.extra.get("warnings", []))
+    return read_run(find_run(text, inputs.data.runs), corpus, queries)
 
 
 def _make(

@@ -3,15 +3,13 @@
 import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans
+from _runs import SEARCH_COMMAND, find_run, read_run
 from config import Settings
-from src.core.artifacts import read_manifest
 from src.core.errors import UserError
-from src.core.storage import load_run
 from src.core.types import Corpus, Queries, Run
 from src.insight.label_app import LabelApp, run_in_terminal
 from src.models.resolve import ModelResolver
@@ -19,7 +17,6 @@ from src.quality.labels import LabelStore, choose_questions, disagreement, main_
 
 log = logging.getLogger("search")
 
-SEARCH_COMMAND = "python scripts/03_run_search.py"
 NONE_FILE = "labels-none.csv"
 
 
@@ -44,35 +41,11 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
     return parser
 
 
-def _read(path: Path, corpus: Corpus, queries: Queries) -> Run:
-    manifest = read_manifest(path.with_name(f"{path.stem}.manifest.json"), SEARCH_COMMAND)
-    wanted = {"corpus": corpus.fingerprint, "questions": queries.fingerprint}
-    found = {"corpus": manifest.inputs.get("corpus"), "questions": manifest.extra.get("questions")}
-    for what, fingerprint in wanted.items():
-        if found[what] != fingerprint:
-            raise UserError(
-                f"{path}: made over the {what} {found[what]}, here they are {fingerprint}. Make it anew "
-                f"({SEARCH_COMMAND}), or name its own data (--data-dir, --questions, --limit)."
-            )
-    return load_run(path, corpus, queries.query_ids)
-
-
-def _named_runs(names: Sequence[str], inputs: Inputs, corpus: Corpus, queries: Queries) -> list[Run]:
-    runs = []
-    for text in dict.fromkeys(names):
-        path = Path(text) if text.endswith(".parquet") else inputs.data.runs / f"{text}.parquet"
-        if not path.is_file():
-            have = sorted(found.stem for found in inputs.data.runs.glob("*.parquet"))
-            raise UserError(f"{path}: no such run. There are: {', '.join(have) or 'none'}. Make it: {SEARCH_COMMAND}")
-        runs.append(_read(path, corpus, queries))
-    return runs
-
-
 def _all_runs(inputs: Inputs, corpus: Corpus, queries: Queries, command: str) -> list[Run]:
     runs = []
     for path in sorted(inputs.data.runs.glob("*.parquet")):
         try:
-            runs.append(_read(path, corpus, queries))
+            runs.append(read_run(path, corpus, queries)[0])
         except UserError as error:
             log.info("Left out: %s", error)
     if not runs:
@@ -94,7 +67,8 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     queries = every_query.head(flags.limit)
     command = SEARCH_COMMAND + inputs.command + (f" --limit {flags.limit}" if flags.limit else "")
     if flags.runs:
-        runs = _named_runs(flags.runs, inputs, corpus, queries)
+        paths = [find_run(text, inputs.data.runs) for text in dict.fromkeys(flags.runs)]
+        runs = [read_run(found, corpus, queries)[0] for found in paths]
     else:
         runs = _all_runs(inputs, corpus, queries, command)
     log.info("Runs: %s; the first %d pages of each.", ", ".join(found.name for found in runs), flags.depth)

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -118,6 +119,8 @@ def set_up_threads(count: int) -> None:
 
 
 def _quieten_libraries() -> None:
+    # transformers 5 warns of a name that peft still uses.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     for name in ("httpx", "httpx2", "huggingface_hub", "sentence_transformers", "bm25s", "faiss"):
         logging.getLogger(name).setLevel(logging.WARNING)
     from transformers.utils import logging as transformers_logging

@@ -17,11 +17,14 @@ class _Lines:
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
+        self.finished = False
 
     def write(self, text: str) -> None:
         text = text.strip("\r\n ")
-        if text:
+        # tqdm draws a full bar once more when it is closed.
+        if text and not self.finished:
             self.stream.write(text + "\n")
+            self.finished = ": 100%|" in text
 
     def flush(self) -> None:
         self.stream.flush()

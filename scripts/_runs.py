@@ -1,0 +1,42 @@
+"""Runs on disk, checked against the corpus and the questions that a command works on."""
+
+from pathlib import Path
+
+from src.core.artifacts import read_manifest
+from src.core.errors import UserError
+from src.core.storage import load_run
+from src.core.types import Corpus, Queries, Run
+
+SEARCH_COMMAND = "python scripts/03_run_search.py"
+
+
+def find_run(text: str, folder: Path) -> Path:
+    """Path of a run: a ``.parquet``, or a name in ``<data folder>/runs``.
+
+    Raises:
+        UserError: where there is none; it names those that are there.
+    """
+    path = Path(text) if text.endswith(".parquet") else folder / f"{text}.parquet"
+    if not path.is_file():
+        have = sorted(found.stem for found in folder.glob("*.parquet"))
+        raise UserError(f"{path}: no such run. There are: {', '.join(have) or 'none'}. Make it: {SEARCH_COMMAND}")
+    return path
+
+
+def read_run(path: Path, corpus: Corpus, queries: Queries) -> tuple[Run, list[str]]:
+    """A run and the warnings that were given when it was made.
+
+    Raises:
+        UserError: where it was made over another corpus or other questions; both fingerprints are named.
+    """
+    manifest = read_manifest(path.with_name(f"{path.stem}.manifest.json"), SEARCH_COMMAND)
+    wanted = {"corpus": corpus.fingerprint, "questions": queries.fingerprint}
+    found = {"corpus": manifest.inputs.get("corpus"), "questions": manifest.extra.get("questions")}
+    for what, fingerprint in wanted.items():
+        if found[what] != fingerprint:
+            raise UserError(
+                f"{path}: made over the {what} {found[what]}, here they are {fingerprint}. Only runs over the same "
+                f"corpus and questions go together: name its own (--data-dir, --questions, --limit), or make it anew: "
+                f"{SEARCH_COMMAND}"
+            )
+    return load_run(path, corpus, queries.query_ids), list(manifest.extra.get("warnings", []))
