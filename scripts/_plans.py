@@ -78,6 +78,8 @@ def plan_lines(
         yield f"Reranking: off. Submission: top {plan.top_k} of stage one."
     else:
         blend = "to be fitted" if plan.fit_blend else f"{plan.blend_weight:g}"
+        if plan.reranker.source != "embedded" and not plan.fit_blend:
+            blend += " (its default was measured on the embedded model alone; --fit-blend fits it to your labels)"
         yield (
             f"Reranking: {plan.reranker.describe()}, {plan.candidate_k} candidates, "
             f"{plan.passages_per_document} passage(s) each, blend weight {blend}. "

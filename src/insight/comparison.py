@@ -1,5 +1,6 @@
 """A comparison as text, tables and pictures."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import pairwise
@@ -13,6 +14,7 @@ from src.core.types import Corpus
 from src.quality.compare import POINTS_TO_SHOW, Comparison, Loss, PairedComparison
 from src.quality.statistics import Interval
 
+_FILE_NAME = re.compile(r"[^\w.-]+")
 _RANK_BINS = (1, 2, 3, 4, 6, 11, 21, 51, 101)
 
 
@@ -120,7 +122,7 @@ def _plots(comparison: Comparison, folder: Path) -> Iterator[Path]:
     axes.set_xticks(np.arange(len(metrics)), metrics, rotation=30, ha="right")
     axes.set_ylim(0, 1)
     axes.set_ylabel("mean, 95 % interval")
-    axes.legend()
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize=8)
     yield _finish(figure, folder / "metrics.png")
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5))
@@ -139,7 +141,7 @@ def _plots(comparison: Comparison, folder: Path) -> Iterator[Path]:
     for pair in comparison.pairs:
         yield _finish(
             _moves(comparison.ranks[before], comparison.ranks[pair.after], pair),
-            folder / f"moves-{pair.after.replace('/', '-')}.png",
+            folder / f"moves-{_FILE_NAME.sub('-', pair.after)}.png",
         )
 
 
