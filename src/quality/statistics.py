@@ -50,8 +50,8 @@ def randomization(before: Values, after: Values, seed: int = 0) -> float:
     """Two-sided p of the paired randomisation test on the mean difference (Smucker et al. 2007)."""
     differences = after - before
     differences = differences[differences != 0]
-    if not len(differences):
-        return 1.0
+    if len(differences) < 2:
+        return 1.0  # with one difference both signs are as far from 0; scipy wants two values
     found = stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, vectorized=True,
         rng=np.random.default_rng(seed), batch=max(1, 2_000_000 // len(differences)),

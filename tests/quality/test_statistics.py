@@ -21,6 +21,7 @@ def test_randomization_is_exact_on_few_questions() -> None:
     # Differences 1, 2, 3, all positive: of 2^3 sign patterns only +++ and --- are as far from 0: p = 2 / 8.
     assert randomization(hits(0, 0, 0), hits(1, 2, 3)) == pytest.approx(0.25)
     assert randomization(hits(1, 2), hits(1, 2)) == 1.0
+    assert randomization(hits(1, 2), hits(1, 3)) == 1.0
 
 
 def test_randomization_agrees_with_the_t_test_on_many_questions() -> None:
