@@ -40,6 +40,7 @@ SEARCH_DEPTH_CHUNKS = 600  # chunks per question and chunk index
 
 # --- reranking ---
 RERANKER_PRECISION = "fast"  # fast: 16 bits where the device multiplies them in hardware; exact: float32
+RERANKER_ENGINE = "auto"  # auto: OpenVINO on a CPU (torch where it cannot run the model), torch elsewhere; or name one
 RERANKER_BLEND_WEIGHT = 0.3  # 0: stage one decides, 1: the cross-encoder alone
 RERANKER_PASSAGES_PER_DOCUMENT = 1  # best chunks of a document that are read; the highest score counts
 RERANKER_MAX_LENGTH = 160  # tokens per pair; the passage is cut, never the question

@@ -23,7 +23,15 @@ from src.models.resolve import EMBEDDED, ModelResolver, ResolvedModel
 from src.pipeline import retrieve
 from src.quality.augment import Rewriter, pairs_by_rule
 from src.quality.mining import Example, Miner, labelled_examples, read_pairs
-from src.quality.training import Source, Trainer, TrainingSettings, held_out_accuracy, save_adapter, wrap_with_lora
+from src.quality.training import (
+    Source,
+    Trainer,
+    TrainingSettings,
+    held_out_accuracy,
+    load_adapter,
+    save_adapter,
+    wrap_with_lora,
+)
 from src.stages.preprocess import sentence_spans
 from src.stages.rerank import PassageTexts
 
@@ -57,6 +65,10 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
     add(
         "--base", default=EMBEDDED["cross-encoder"], metavar="MODEL",
         help=f"model to start from (default: {EMBEDDED['cross-encoder']}; a bi-encoder starts from scratch)",
+    )  # fmt: skip
+    add(
+        "--continue-from", type=Path, metavar="DIR",
+        help="adapter of the same base, layers and rank to go on from (default: none, a new one)",
     )  # fmt: skip
     add(
         "--layers", type=positive_integer, default=defaults.layers, metavar="N",
@@ -198,9 +210,10 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
         negatives_per_question=flags.negatives, max_tokens=flags.max_tokens, seed=flags.seed,
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(base.directory, local_files_only=True)
-    trainer = Trainer(
-        wrap_with_lora(classifier, shape), tokenizer, shape, models / f"{flags.name}.training", device
-    )  # fmt: skip
+    model = wrap_with_lora(classifier, shape)
+    if flags.continue_from is not None:
+        load_adapter(model, flags.continue_from, base.used, shape)
+    trainer = Trainer(model, tokenizer, shape, models / f"{flags.name}.training", device)
     before = held_out_accuracy(trainer, held_out)
     log.info("Held out: %d questions, Hit@1 among 11 before training: %.4f", len(held_out), before)
     trainer.train(

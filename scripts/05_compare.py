@@ -89,8 +89,9 @@ def _make(
         model = choose_reranker(resolver, name, settings.cross_encoder_model_multilingual, corpus)
         warnings += [model.warning] if model.warning else []
         scores = candidate_scores(
-            inputs.data, corpus, chunks, queries, found, replace(plan, reranker=model), device, progress_bar
-        )
+            inputs.data, corpus, chunks, queries, found, replace(plan, reranker=model), device, Profiler(),
+            progress_bar, load_first=False,
+        )  # fmt: skip
         for depth in depths:
             for weight in weights:
                 label = f"{model.used.rsplit('/', 1)[-1].removeprefix('embedded:')} K={depth} w={weight:g}"

@@ -3,6 +3,7 @@
 from argparse import Namespace
 from collections.abc import Iterator
 
+from _cli import PROJECT_ROOT
 from config import Settings
 from src.core.types import Chunks, Corpus, Queries
 from src.indexing import EncoderPlan, IndexPlan
@@ -56,6 +57,8 @@ def search_plan(settings: Settings, flags: Namespace, reranker: ResolvedModel | 
         blend_weight=settings.reranker_blend_weight,
         passages_per_document=settings.reranker_passages_per_document,
         precision=settings.reranker_precision,
+        engine=settings.reranker_engine,
+        converted_models=PROJECT_ROOT / "data" / "models" / "openvino",
         fit_blend=getattr(flags, "fit_blend", False),
     )
 

@@ -10,14 +10,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from src.core.artifacts import fingerprint, require_current
 from src.core.errors import StaleArtifactError
 from src.core.pair_scores import PairScores
 from src.core.storage import DataFolder, load_vectors, save_run
 from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Rows, Run
-from src.engine.devices import Precision
+from src.engine.devices import Engine, Precision
 from src.engine.encoder import SentenceEncoder
-from src.engine.pair_scorer import TorchPairScorer
+from src.engine.pair_scorer import CrossEncoderScorer, make_scorer
 from src.indexing import BUILD_COMMAND, Bars, EncoderPlan, IndexPlan, bm25_identity, embedding_identity, units_of
 from src.insight.profile import Profiler
 from src.models.resolve import ResolvedModel
@@ -25,7 +27,7 @@ from src.quality.evaluate import Evaluation, evaluate
 from src.quality.fit import BlendFit, fit_blend
 from src.stages.fuse import Method, Weighted, fuse
 from src.stages.index import Bm25Index, FaissIndex
-from src.stages.rerank import CrossEncoderReranker, IdentityReranker, PassageTexts, blend
+from src.stages.rerank import CandidateScorer, PassageTexts, blend, unchanged
 from src.stages.retrieve import best_chunks, dense_run, first_chunks, lexical_run
 from src.stages.submit import check_depth, write_submission
 
@@ -40,6 +42,8 @@ class SearchPlan:
         reranker: the cross-encoder; ``None`` turns reranking off.
         passages_per_document: best chunks of a candidate that the cross-encoder reads.
         precision: of the cross-encoder, ``exact`` or ``fast``.
+        engine: what runs the cross-encoder, see :func:`src.engine.pair_scorer.make_scorer`.
+        converted_models: folder of models that were converted for it.
         fit_blend: fit ``blend_weight`` on the labels.
     """
 
@@ -56,6 +60,8 @@ class SearchPlan:
     blend_weight: float
     passages_per_document: int
     precision: Precision
+    engine: Engine
+    converted_models: Path
     fit_blend: bool = False
 
 
@@ -202,28 +208,15 @@ def rerank_candidates(
     bars: Bars,
     qrels: Qrels | None = None,
 ) -> tuple[Run, BlendFit | None]:
-    """Stage two: the cross-encoder reads the best passages of every candidate; off is the identity.
+    """Stage two: the cross-encoder reads the best passages of every candidate; off changes nothing.
 
     Args:
         qrels: what the blend is fitted on, where the plan asks for that.
     """
     candidates = found.fused.cut(plan.candidate_k)
     if plan.reranker is None:
-        return IdentityReranker().rerank(queries, candidates), None
-    with profiler.stage("load"):
-        scorer = _pair_scorer(plan, plan.reranker, device)
-        scorer.load()
-        kept = kept_pair_scores(data, plan.reranker, scorer)
-    log.info("✓ Cross-encoder loaded successfully: %s on %s, %s", plan.reranker.describe(), device, scorer.arithmetic)
-    with profiler.stage("tokenise") as stage:
-        passages = PassageTexts.of(corpus, chunks, found.passages[:, : candidates.depth])
-        reranker = CrossEncoderReranker(scorer, passages, plan.blend_weight, kept)
-        tables = reranker.tokenize(queries)
-        stage.items, stage.unit = len(queries) + len(passages.texts), "texts"
-    pairs = int((passages.rows >= 0).sum())
-    with profiler.stage("rerank", pairs, "pairs"), bars("Processing queries", len(queries)) as progress:
-        scores = reranker.pair_scores(queries, candidates, progress, tables)
-    log.info("Pairs: %s scored, %s kept from earlier runs", f"{reranker.scored:,}", f"{reranker.reused:,}")
+        return unchanged(candidates), None
+    scores = candidate_scores(data, corpus, chunks, queries, found, plan, device, profiler, bars)
     fit = None
     if plan.fit_blend and qrels is not None:
         fit = fit_blend(candidates, lambda weight: blend(candidates, scores, weight, "rerank-on"), corpus, qrels)
@@ -238,25 +231,42 @@ def candidate_scores(
     found: Retrieval,
     plan: SearchPlan,
     device: str,
+    profiler: Profiler,
     bars: Bars,
+    load_first: bool = True,
 ) -> Floats:
-    """The cross-encoder's own score of every candidate, float32 [Q, K]; no weights are loaded where all are kept."""
+    """The cross-encoder's own score of every candidate, float32 [Q, K].
+
+    Args:
+        load_first: load the model before anything else; without it no weights are loaded where all scores are kept.
+    """
     assert plan.reranker is not None
-    scorer = _pair_scorer(plan, plan.reranker, device)
     candidates = found.fused.cut(plan.candidate_k)
-    passages = PassageTexts.of(corpus, chunks, found.passages[:, : candidates.depth])
-    reranker = CrossEncoderReranker(scorer, passages, plan.blend_weight, kept_pair_scores(data, plan.reranker, scorer))
-    with bars("Processing queries", len(queries)) as progress:
-        scores = reranker.pair_scores(queries, candidates, progress)
+    with profiler.stage("load"):
+        scorer = make_scorer(
+            plan.reranker.directory, plan.reranker.fingerprint, device, plan.batch_size, plan.max_length,
+            plan.precision, plan.engine, plan.converted_models, torch.get_num_threads(),
+        )  # fmt: skip
+        if load_first:
+            scorer.load()
+            log.info(
+                "✓ Cross-encoder loaded successfully: %s on %s, %s by %s",
+                plan.reranker.describe(), device, scorer.arithmetic, scorer.backend.name,
+            )  # fmt: skip
+        kept = kept_pair_scores(data, plan.reranker, scorer)
+    with profiler.stage("tokenise") as stage:
+        passages = PassageTexts.of(corpus, chunks, found.passages[:, : candidates.depth])
+        reranker = CandidateScorer(scorer, passages, kept)
+        tables = reranker.tokenize(queries)
+        stage.items, stage.unit = len(queries) + len(passages.texts), "texts"
+    pairs = int((passages.rows >= 0).sum())
+    with profiler.stage("rerank", pairs, "pairs"), bars("Processing queries", len(queries)) as progress:
+        scores = reranker.pair_scores(queries, candidates, progress, tables)
     log.info("Pairs: %s scored, %s kept from earlier runs", f"{reranker.scored:,}", f"{reranker.reused:,}")
     return scores
 
 
-def _pair_scorer(plan: SearchPlan, model: ResolvedModel, device: str) -> TorchPairScorer:
-    return TorchPairScorer(model.directory, device, plan.batch_size, plan.max_length, plan.precision)
-
-
-def kept_pair_scores(data: DataFolder, model: ResolvedModel, scorer: TorchPairScorer) -> PairScores:
+def kept_pair_scores(data: DataFolder, model: ResolvedModel, scorer: CrossEncoderScorer) -> PairScores:
     """Scores that this model has given before, with the same limit of tokens and the same arithmetic."""
     key = fingerprint([model.fingerprint, scorer.max_length, scorer.arithmetic])
     return PairScores(data.runs / "pair_scores" / key)

@@ -8,7 +8,16 @@ from types import ModuleType
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
 
 from config import Settings, load_settings
 
@@ -89,6 +98,46 @@ def save_cross_encoder(folder: Path, labels: int = 1) -> Path:
 @pytest.fixture(scope="session")
 def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_cross_encoder(tmp_path_factory.mktemp("models") / "cross-encoder")
+
+
+@pytest.fixture(scope="session")
+def xlmr_cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(8)
+    folder = tmp_path_factory.mktemp("models") / "xlmr-cross-encoder"
+    tokenizer = xlmr_tokenizer()
+    sizes = tiny_config(len(tokenizer)).to_dict() | {"max_position_embeddings": 130, "pad_token_id": 1}
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    config = XLMRobertaConfig(
+        **{name: sizes[name] for name in (*names, "max_position_embeddings", "pad_token_id")},
+        type_vocab_size=1,
+        num_labels=1,
+        initializer_range=0.3,
+    )
+    XLMRobertaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def electra_cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An architecture without a forward pass of our own."""
+    torch.manual_seed(9)
+    folder = tmp_path_factory.mktemp("models") / "electra-cross-encoder"
+    tokenizer = bert_tokenizer()
+    config = ElectraConfig(
+        vocab_size=len(tokenizer),
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        num_labels=1,
+        initializer_range=0.3,
+    )
+    ElectraForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

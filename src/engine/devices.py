@@ -10,6 +10,7 @@ import torch
 from src.core.errors import UserError
 
 Precision = Literal["exact", "fast"]
+Engine = Literal["auto", "openvino", "torch"]
 
 
 def pick_device(wanted: str) -> str:

@@ -1,19 +1,22 @@
 """Cross-encoder: (question, passage) pairs to scores."""
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from src.core.errors import UserError
 from src.engine.batches import token_budget_batches
-from src.engine.devices import Precision, explain_loading, half_precision
+from src.engine.devices import Engine, Precision, explain_loading
+from src.engine.openvino_backend import OpenVinoBackend
+from src.engine.pair_backends import BackendUnavailableError, PairBackend, PairBatch
 from src.engine.tokens import PairTemplate, TokenTable, tokenize
+from src.engine.torch_backend import TorchBackend
 
 Pairs = npt.NDArray[np.int32]
 Scores = npt.NDArray[np.float32]
@@ -38,24 +41,28 @@ class PairScorer(Protocol):
         ...
 
 
-class TorchPairScorer:
-    """A Hugging Face sequence classifier with one logit, run by torch.
+class CrossEncoderScorer:
+    """A Hugging Face sequence classifier with one logit: tokenises, joins, sorts and batches pairs for a backend.
 
     Args:
         directory: the model's directory.
-        device: torch device.
+        backend: what runs the model.
         batch_size: most pairs per forward pass; times ``max_length`` it also bounds the tokens.
         max_length: most tokens in a pair; the passage is cut, never the question. A question that would leave less
             than half of it to the passage may use the model's own limit.
-        precision: ``exact`` is float32; ``fast`` runs under autocast to the 16-bit type that the device multiplies
-            in hardware, where it has one.
+        fallback: makes the backend to take instead, where the first one cannot run the model.
 
     Raises:
         UserError: where the model has not exactly one logit, or its files cannot be loaded.
     """
 
     def __init__(
-        self, directory: Path, device: str, batch_size: int, max_length: int, precision: Precision = "exact"
+        self,
+        directory: Path,
+        backend: PairBackend,
+        batch_size: int,
+        max_length: int,
+        fallback: Callable[[], PairBackend] | None = None,
     ) -> None:
         with explain_loading("CROSS_ENCODER_MODEL", directory):
             config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
@@ -68,10 +75,9 @@ class TorchPairScorer:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(
                 directory, local_files_only=True, trust_remote_code=False
             )
-        self.directory = directory
-        self.model: Any = None
-        self.device = torch.device(device)
-        self.half = half_precision(device) if precision == "fast" else None
+        self.backend = backend
+        self.fallback = fallback
+        self.loaded = False
         self.batch_size = batch_size
         self.template = PairTemplate.of(self.tokenizer)
         self.model_limit = self._model_limit(config)
@@ -83,13 +89,17 @@ class TorchPairScorer:
         Raises:
             UserError: where the model's files cannot be loaded.
         """
-        if self.model is not None:
+        if self.loaded:
             return
-        with explain_loading("CROSS_ENCODER_MODEL", self.directory):
-            model = AutoModelForSequenceClassification.from_pretrained(
-                self.directory, local_files_only=True, trust_remote_code=False, dtype=torch.float32
-            )
-        self.model = model.to(self.device).eval()
+        try:
+            self.backend.load()
+        except BackendUnavailableError as error:
+            if self.fallback is None:
+                raise UserError(f"{self.backend.name} cannot run the cross-encoder: {error}.") from error
+            unable, self.backend = self.backend.name, self.fallback()
+            log.warning("%s cannot run the cross-encoder (%s): %s runs it.", unable, error, self.backend.name)
+            self.backend.load()
+        self.loaded = True
 
     def _model_limit(self, config: Any) -> int:
         positions = int(getattr(config, "max_position_embeddings", 0) or 512)
@@ -105,11 +115,8 @@ class TorchPairScorer:
 
     @property
     def arithmetic(self) -> str:
-        """The type that matrices are multiplied in, for the log."""
-        return str(self.half or torch.float32).removeprefix("torch.")
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None)
+        """The type that matrices are multiplied in."""
+        return self.backend.arithmetic
 
     def tokenize(self, texts: Sequence[str]) -> TokenTable:
         """Tokenise texts without special tokens."""
@@ -126,7 +133,7 @@ class TorchPairScorer:
             float32 [P]: raw logits, which keep order where a sigmoid would saturate.
 
         Raises:
-            UserError: where the device runs out of memory, a question is too long, or a score is not finite.
+            UserError: where memory runs out, a question is too long, or a score is not finite.
         """
         if not len(pairs):
             return np.zeros(0, dtype=np.float32)
@@ -139,37 +146,68 @@ class TorchPairScorer:
             )
         limits = self._limits(question_lengths)
         lengths = self.template.pair_lengths(question_lengths, passages.lengths[pairs[:, 1]], limits)
-        scores = np.empty(len(pairs), dtype=np.float32)
-        budget = self.batch_size * self.max_length
-        for batch in token_budget_batches(lengths, self.batch_size, budget):
-            scores[batch] = self._forward(questions, passages, pairs[batch], limits[batch], int(lengths[batch[0]]))
+        scores = np.full(len(pairs), np.nan, dtype=np.float32)
+        budget = min(self.batch_size * self.max_length, self.backend.most_tokens or sys.maxsize)
+        batches = token_budget_batches(lengths, self.batch_size, budget)
+        self.backend.run((self._batch(questions, passages, pairs, limits, lengths, rows) for rows in batches), scores)
         if not np.isfinite(scores).all():
             raise UserError("the cross-encoder returned a score that is not finite. The model's files may be damaged.")
         return scores
 
-    def _forward(
-        self, questions: TokenTable, passages: TokenTable, pairs: Pairs, limits: npt.NDArray[np.int64], width: int
-    ) -> Scores:
+    def _batch(
+        self,
+        questions: TokenTable,
+        passages: TokenTable,
+        pairs: Pairs,
+        limits: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
+    ) -> PairBatch:
+        width = int(lengths[rows].max())
         pad = self.tokenizer.pad_token_id
-        ids = np.full((len(pairs), width), 0 if pad is None else pad, dtype=np.int64)
-        mask = np.zeros((len(pairs), width), dtype=np.int64)
-        types = np.zeros((len(pairs), width), dtype=np.int64)
-        for i, ((question, passage), limit) in enumerate(zip(pairs.tolist(), limits.tolist(), strict=True)):
-            joined = self.template.join(questions[question], passages[passage], limit)
+        ids = np.full((len(rows), width), 0 if pad is None else pad, dtype=np.int64)
+        types = np.zeros((len(rows), width), dtype=np.int64) if self.template.uses_types else None
+        for i, row in enumerate(rows.tolist()):
+            question = questions[int(pairs[row, 0])]
+            joined = self.template.join(question, passages[int(pairs[row, 1])], int(limits[row]))
             ids[i, : len(joined)] = joined
-            mask[i, : len(joined)] = 1
-            types[i, : len(joined)] = self.template.types(len(questions[question]), len(joined))
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        if self.template.uses_types:
-            inputs["token_type_ids"] = types
-        on_device = {name: torch.from_numpy(value).to(self.device) for name, value in inputs.items()}
-        try:
-            with torch.inference_mode(), self._autocast():
-                logits = self.model(**on_device).logits
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"out of memory on {self.device} with {len(pairs)} pairs of {width} tokens. "
-                f"Halve RERANKER_BATCH_SIZE (now {self.batch_size}) in config/settings.py."
-            ) from error
-        result: Scores = logits[:, 0].float().cpu().numpy()
-        return result
+            if types is not None:
+                types[i, : len(joined)] = self.template.types(len(question), len(joined))
+        mask = (np.arange(width) < lengths[rows, None]).astype(np.int64)
+        return PairBatch(rows, ids, mask, types)
+
+
+def make_scorer(
+    directory: Path,
+    fingerprint: str,
+    device: str,
+    batch_size: int,
+    max_length: int,
+    precision: Precision,
+    engine: Engine,
+    kept: Path,
+    threads: int,
+) -> CrossEncoderScorer:
+    """A scorer with the backend that ``engine`` names.
+
+    Args:
+        fingerprint: of the model, which names its conversion.
+        engine: ``auto`` takes OpenVINO on a CPU (torch where that cannot run the model) and torch elsewhere.
+        kept: folder of converted models.
+        threads: cores to use on a CPU.
+
+    Raises:
+        UserError: where the model is no reranker, or ``engine`` does not fit the device.
+    """
+
+    def torch_backend() -> PairBackend:
+        return TorchBackend(directory, device, precision)
+
+    if engine == "torch" or (engine == "auto" and device != "cpu"):
+        return CrossEncoderScorer(directory, torch_backend(), batch_size, max_length)
+    if device != "cpu":
+        raise UserError(f'RERANKER_ENGINE = "openvino" runs on a CPU; the device is {device}. Set "auto".')
+    backend = OpenVinoBackend(directory, fingerprint, kept, precision, threads)
+    return CrossEncoderScorer(
+        directory, backend, batch_size, max_length, fallback=torch_backend if engine == "auto" else None
+    )

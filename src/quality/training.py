@@ -123,6 +123,28 @@ def wrap_with_lora(model: torch.nn.Module, settings: TrainingSettings) -> Any:
     return get_peft_model(model, config)
 
 
+def load_adapter(model: Any, folder: Path, base: str, settings: TrainingSettings) -> None:
+    """Give a model from :func:`wrap_with_lora` the weights of an adapter that :func:`save_adapter` wrote.
+
+    Raises:
+        UserError: where ``folder`` holds no adapter, or one of another base, number of layers or rank.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    for name in ("recipe.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: missing. Give a folder that a training has written.")
+    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    theirs = (recipe["base"], recipe["settings"]["layers"], recipe["settings"]["rank"])
+    if theirs != (base, settings.layers, settings.rank):
+        raise UserError(
+            f"{folder}: an adapter of base, layers and rank {theirs}; this training has "
+            f"{(base, settings.layers, settings.rank)}. Give --base, --layers and --rank as there."
+        )
+    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+
+
 class Trainer:
     """Trains a LoRA model in place.
 

@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,28 +13,9 @@ from src.engine.pair_scorer import PairScorer
 from src.engine.tokens import TokenTable
 
 
-class Reranker(Protocol):
-    """Reorders the candidates of a run."""
-
-    def rerank(self, queries: Queries, candidates: Run, progress: Progress | None = None) -> Run:
-        """Return the candidates in their final order; ``progress`` gets the number of further questions done."""
-        ...
-
-
-class IdentityReranker:
-    """Reranking is off: the order of stage one stands."""
-
-    def rerank(self, queries: Queries, candidates: Run, progress: Progress | None = None) -> Run:
-        """Return the candidates as they are, under the name of a final run."""
-        if progress is not None:
-            progress(len(queries))
-        return Run(
-            "rerank-off",
-            candidates.query_ids,
-            candidates.doc_rows,
-            candidates.scores,
-            candidates.corpus_fingerprint,
-        )
+def unchanged(candidates: Run) -> Run:
+    """Reranking is off: the order of stage one stands, under the name of a final run."""
+    return replace(candidates, name="rerank-off")
 
 
 def standardize_rows(scores: Floats, filled: np.ndarray) -> Floats:
@@ -94,13 +74,12 @@ class PassageTexts:
         return cls(tuple(texts), lookup[chosen])
 
 
-class CrossEncoderReranker:
-    """Scores every (question, passage) pair once, then blends.
+class CandidateScorer:
+    """Scores every (question, passage) pair once.
 
     Args:
         scorer: the cross-encoder.
         passages: what it reads of each candidate; a document scores as its best passage (MaxP).
-        weight: of the cross-encoder in the blend.
         kept: scores of earlier runs; pairs found there are not scored again, and new ones are saved there as the run
             goes on, so that an interrupted run loses at most the last ``save_seconds``.
         block: questions per block; within one, pairs are sorted by length across questions. It paces the progress
@@ -111,14 +90,12 @@ class CrossEncoderReranker:
         self,
         scorer: PairScorer,
         passages: PassageTexts,
-        weight: float,
         kept: PairScores | None = None,
         block: int = 16,
         save_seconds: float = 30.0,
     ) -> None:
         self.scorer = scorer
         self.passages = passages
-        self.weight = weight
         self.kept = kept
         self.block = block
         self.save_seconds = save_seconds
@@ -140,16 +117,6 @@ class CrossEncoderReranker:
                 f"most {self.scorer.longest_question}. Shorten it, or run with --no-rerank."
             )
         return questions, self.scorer.tokenize(self.passages.texts)
-
-    def rerank(
-        self,
-        queries: Queries,
-        candidates: Run,
-        progress: Progress | None = None,
-        tables: tuple[TokenTable, TokenTable] | None = None,
-    ) -> Run:
-        """Score and blend."""
-        return blend(candidates, self.pair_scores(queries, candidates, progress, tables), self.weight, "rerank-on")
 
     def pair_scores(
         self,

@@ -9,10 +9,19 @@ import torch
 from sentence_transformers import CrossEncoder
 
 from src.core.errors import UserError
-from src.engine.pair_scorer import TorchPairScorer
+from src.engine.devices import Engine, Precision
+from src.engine.openvino_backend import ensure_converted
+from src.engine.pair_scorer import CrossEncoderScorer, make_scorer
+from src.engine.torch_backend import TorchBackend
 
 QUESTIONS = ["сколько стоит карта", "airport lounge", "где банкомат?"]
 PASSAGES = ["Карта бесплатна.", "Free airport lounges for premium customers. " * 5, "Банкомат на вокзале", "нет"]
+
+
+def torch_scorer(
+    directory: Path, batch_size: int, max_length: int, precision: Precision = "exact"
+) -> CrossEncoderScorer:
+    return CrossEncoderScorer(directory, TorchBackend(directory, "cpu", precision), batch_size, max_length)
 
 
 def all_pairs() -> np.ndarray:
@@ -20,7 +29,7 @@ def all_pairs() -> np.ndarray:
 
 
 def test_scores_equal_sentence_transformers(cross_encoder: Path) -> None:
-    scorer = TorchPairScorer(cross_encoder, "cpu", batch_size=5, max_length=128)
+    scorer = torch_scorer(cross_encoder, batch_size=5, max_length=128)
     pairs = all_pairs()
     found = scorer.score(scorer.tokenize(QUESTIONS), scorer.tokenize(PASSAGES), pairs)
     peer = CrossEncoder(str(cross_encoder), device="cpu", max_length=128)
@@ -33,13 +42,13 @@ def test_scores_equal_sentence_transformers(cross_encoder: Path) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_scores_do_not_depend_on_the_batch(cross_encoder: Path, batch_size: int) -> None:
     pairs = all_pairs()
-    scorers = [TorchPairScorer(cross_encoder, "cpu", size, 64) for size in (12, batch_size)]
+    scorers = [torch_scorer(cross_encoder, size, 64) for size in (12, batch_size)]
     first, second = (s.score(s.tokenize(QUESTIONS), s.tokenize(PASSAGES), pairs) for s in scorers)
     np.testing.assert_allclose(first, second, atol=1e-5)
 
 
 def test_passage_is_cut_and_question_is_not(cross_encoder: Path) -> None:
-    scorer = TorchPairScorer(cross_encoder, "cpu", batch_size=4, max_length=32)
+    scorer = torch_scorer(cross_encoder, batch_size=4, max_length=32)
     questions = scorer.tokenize(["а " * 40])  # longer than half of 32: the model's own limit of 128 applies
     passages = scorer.tokenize(["б " * 300, "б " * 85, "б " * 84])
     scores = scorer.score(questions, passages, np.array([[0, 0], [0, 1], [0, 2]], dtype=np.int32))
@@ -49,7 +58,7 @@ def test_passage_is_cut_and_question_is_not(cross_encoder: Path) -> None:
 
 
 def test_question_beyond_the_models_limit(cross_encoder: Path) -> None:
-    scorer = TorchPairScorer(cross_encoder, "cpu", batch_size=4, max_length=32)
+    scorer = torch_scorer(cross_encoder, batch_size=4, max_length=32)
     assert scorer.longest_question == 128 - 3 - 1
     with pytest.raises(UserError, match="a question has 125 tokens; this cross-encoder reads at most 124"):
         scorer.score(scorer.tokenize(["а " * 125]), scorer.tokenize(["б"]), np.array([[0, 0]], dtype=np.int32))
@@ -57,11 +66,11 @@ def test_question_beyond_the_models_limit(cross_encoder: Path) -> None:
 
 def test_two_logits_are_refused(two_logit_model: Path) -> None:
     with pytest.raises(UserError, match="has 2 outputs, a reranker has 1"):
-        TorchPairScorer(two_logit_model, "cpu", 4, 64)
+        torch_scorer(two_logit_model, 4, 64)
 
 
 def test_no_pairs(cross_encoder: Path) -> None:
-    scorer = TorchPairScorer(cross_encoder, "cpu", 4, 64)
+    scorer = torch_scorer(cross_encoder, 4, 64)
     empty = np.zeros((0, 2), dtype=np.int32)
     assert scorer.score(scorer.tokenize([]), scorer.tokenize([]), empty).shape == (0,)
 
@@ -70,15 +79,15 @@ def test_half_precision_keeps_the_order_of_clear_differences(cross_encoder: Path
     pairs = all_pairs()
     exact, fast = (
         s.score(s.tokenize(QUESTIONS), s.tokenize(PASSAGES), pairs)
-        for s in (TorchPairScorer(cross_encoder, "cpu", 8, 128, precision) for precision in ("exact", "fast"))  # type: ignore[arg-type]
+        for s in (torch_scorer(cross_encoder, 8, 128, precision) for precision in ("exact", "fast"))  # type: ignore[arg-type]
     )
     # bfloat16 has 8 bits of mantissa.
     np.testing.assert_allclose(exact, fast, atol=0.02 * np.abs(exact).max())
 
 
 def test_the_arithmetic_is_told(cross_encoder: Path) -> None:
-    assert TorchPairScorer(cross_encoder, "cpu", 8, 128, "exact").arithmetic == "float32"
-    assert TorchPairScorer(cross_encoder, "cpu", 8, 128, "fast").arithmetic in {"float32", "bfloat16"}
+    assert torch_scorer(cross_encoder, 8, 128, "exact").arithmetic == "float32"
+    assert torch_scorer(cross_encoder, 8, 128, "fast").arithmetic in {"float32", "bfloat16"}
 
 
 def test_broken_weights_are_one_line(cross_encoder: Path, tmp_path: Path) -> None:
@@ -87,5 +96,66 @@ def test_broken_weights_are_one_line(cross_encoder: Path, tmp_path: Path) -> Non
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UserError, match=r"CROSS_ENCODER_MODEL: the model in .*broken cannot be loaded: ") as caught:
-        TorchPairScorer(broken, "cpu", 8, 128).load()
+        torch_scorer(broken, 8, 128).load()
     assert "\n" not in str(caught.value)
+
+
+def openvino_scorer(directory: Path, kept: Path, engine: Engine = "openvino") -> CrossEncoderScorer:
+    return make_scorer(directory, "0123456789abcdef00", "cpu", 5, 128, "exact", engine, kept, threads=2)
+
+
+@pytest.mark.parametrize("model", ["cross_encoder", "xlmr_cross_encoder", "electra_cross_encoder"])
+def test_openvino_scores_equal_torch(model: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    directory: Path = request.getfixturevalue(model)
+    pairs = all_pairs()
+    torch_s, openvino_s = torch_scorer(directory, 5, 128), openvino_scorer(directory, tmp_path)
+    expected, found = (
+        s.score(s.tokenize(QUESTIONS), s.tokenize(PASSAGES), pairs) for s in (torch_s, openvino_s)
+    )  # fmt: skip
+    assert (openvino_s.backend.name, openvino_s.arithmetic) == ("OpenVINO", "float32")
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.ptp(expected) > 1e-3
+
+
+def test_conversion_is_kept_and_made_anew_for_another_model(cross_encoder: Path, tmp_path: Path) -> None:
+    graph = ensure_converted(cross_encoder, "f" * 20, tmp_path / "m")
+    made = graph.stat().st_mtime_ns
+    assert ensure_converted(cross_encoder, "f" * 20, tmp_path / "m").stat().st_mtime_ns == made
+    assert ensure_converted(cross_encoder, "e" * 20, tmp_path / "m").stat().st_mtime_ns != made
+
+
+def test_truncated_conversion_is_made_anew(cross_encoder: Path, tmp_path: Path) -> None:
+    graph = ensure_converted(cross_encoder, "f" * 20, tmp_path / "m")
+    weights = graph.with_suffix(".bin")
+    size = weights.stat().st_size
+    weights.write_bytes(weights.read_bytes()[: size // 2])
+    ensure_converted(cross_encoder, "f" * 20, tmp_path / "m")
+    assert weights.stat().st_size == size
+
+
+def unconvertible(*_: object, **__: object) -> None:
+    raise RuntimeError("no such operator\nand more")
+
+
+def test_torch_takes_over_loudly_where_openvino_cannot(
+    cross_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("openvino.convert_model", unconvertible)
+    scorer = openvino_scorer(cross_encoder, tmp_path, "auto")
+    scorer.load()
+    assert scorer.backend.name == "torch"
+    assert "OpenVINO cannot run the cross-encoder (conversion failed: no such operator): torch runs it." in caplog.text
+
+
+def test_openvino_by_name_does_not_fall_back(
+    cross_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openvino.convert_model", unconvertible)
+    with pytest.raises(UserError, match="OpenVINO cannot run the cross-encoder: conversion failed: no such operator"):
+        openvino_scorer(cross_encoder, tmp_path).load()
+
+
+def test_openvino_is_refused_off_the_cpu(cross_encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='RERANKER_ENGINE = "openvino" runs on a CPU; the device is cuda'):
+        make_scorer(cross_encoder, "f", "cuda", 5, 128, "exact", "openvino", tmp_path, threads=1)
+    assert make_scorer(cross_encoder, "f", "cuda", 5, 128, "exact", "auto", tmp_path, 1).backend.name == "torch"

@@ -9,7 +9,7 @@ from src.core.errors import UserError
 from src.core.pair_scores import PairScores
 from src.core.types import Chunks, Corpus, Queries, Run
 from src.engine.tokens import TokenTable
-from src.stages.rerank import CrossEncoderReranker, IdentityReranker, PassageTexts, blend, standardize_rows
+from src.stages.rerank import CandidateScorer, PassageTexts, blend, standardize_rows, unchanged
 
 
 class WordOverlap:
@@ -52,10 +52,11 @@ def test_equal_passages_are_one_text() -> None:
 
 def test_best_passage_counts_and_equal_pairs_are_scored_once() -> None:
     scorer = WordOverlap()
-    reranker = CrossEncoderReranker(scorer, passages([[[0, -1], [1, 2], [3, -1]]] * 2), weight=1.0)
+    reranker = CandidateScorer(scorer, passages([[[0, -1], [1, 2], [3, -1]]] * 2))
     queries = Queries(("q0", "q1"), ("abd", "abd"))
     done: list[int] = []
-    run = reranker.rerank(queries, candidates([[0, 1, 2]] * 2, [[3.0, 2.0, 1.0]] * 2), done.append)
+    found = candidates([[0, 1, 2]] * 2, [[3.0, 2.0, 1.0]] * 2)
+    run = blend(found, reranker.pair_scores(queries, found, done.append), 1.0, "rerank-on")
     # Document b: passages "abc" (2 shared letters) and "abd" (3); a and c share none and tie, in row order.
     assert run.name == "rerank-on"
     assert run.doc_rows.tolist() == [[1, 0, 2], [1, 0, 2]]
@@ -90,8 +91,9 @@ def test_standardize_rows_without_spread() -> None:
 
 
 def test_document_without_a_passage_scores_as_the_lowest() -> None:
-    reranker = CrossEncoderReranker(WordOverlap(), passages([[[-1], [1], [0]]]), weight=1.0)
-    run = reranker.rerank(Queries(("q0",), ("abz",)), candidates([[0, 1, 2]], [[3.0, 2.0, 1.0]]))
+    reranker = CandidateScorer(WordOverlap(), passages([[[-1], [1], [0]]]))
+    found = candidates([[0, 1, 2]], [[3.0, 2.0, 1.0]])
+    run = blend(found, reranker.pair_scores(Queries(("q0",), ("abz",)), found), 1.0, "x")
     # b shares 2 letters, c shares 1, a has no passage and takes c's score.
     assert run.doc_rows.tolist() == [[1, 0, 2]]
 
@@ -99,27 +101,24 @@ def test_document_without_a_passage_scores_as_the_lowest() -> None:
 def test_blocks_do_not_change_the_result() -> None:
     queries = Queries(tuple(f"q{i}" for i in range(5)), ("abd", "xyz", "abd", "cc", "z"))
     chosen, rows, scores = [[[0], [1], [3]]] * 5, [[0, 1, 2]] * 5, [[3.0, 2.0, 1.0]] * 5
-    runs = [
-        CrossEncoderReranker(WordOverlap(), passages(chosen), 0.5, block=block).rerank(
-            queries, candidates(rows, scores)
-        )
+    found = [
+        CandidateScorer(WordOverlap(), passages(chosen), block=block).pair_scores(queries, candidates(rows, scores))
         for block in (1, 2, 64)
     ]
-    for run in runs[1:]:
-        np.testing.assert_array_equal(run.doc_rows, runs[0].doc_rows)
-        np.testing.assert_array_equal(run.scores, runs[0].scores)
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
 
 
 def test_kept_scores_are_not_asked_for_again(tmp_path: Path) -> None:
     queries = Queries(("q0", "q1"), ("abd", "xyz"))
     chosen, run = [[[0], [1], [3]]] * 2, candidates([[0, 1, 2]] * 2, [[3.0, 2.0, 1.0]] * 2)
     first, second = WordOverlap(), WordOverlap()
-    one = CrossEncoderReranker(first, passages(chosen), 0.5, PairScores(tmp_path)).rerank(queries, run)
-    again = CrossEncoderReranker(second, passages(chosen), 0.5, PairScores(tmp_path))
-    two = again.rerank(Queries(("n0", "n1"), ("abd", "xyz")), Run("fused", ("n0", "n1"), *run_arrays(run)))
+    one = CandidateScorer(first, passages(chosen), PairScores(tmp_path)).pair_scores(queries, run)
+    again = CandidateScorer(second, passages(chosen), PairScores(tmp_path))
+    two = again.pair_scores(Queries(("n0", "n1"), ("abd", "xyz")), Run("fused", ("n0", "n1"), *run_arrays(run)))
     assert (len(first.pairs), len(second.pairs)) == (4, 0)
     assert (again.scored, again.reused) == (0, 4)
-    np.testing.assert_array_equal(one.scores, two.scores)
+    np.testing.assert_array_equal(one, two)
 
 
 def run_arrays(run: Run) -> tuple[np.ndarray, np.ndarray, str]:
@@ -135,20 +134,20 @@ def test_finished_blocks_survive_a_failure(tmp_path: Path) -> None:
 
     queries = Queries(("q0", "q1"), ("abd", "xyz"))
     run = candidates([[0, 1, 2]] * 2, [[3.0, 2.0, 1.0]] * 2)
-    broken = CrossEncoderReranker(Breaks(), passages([[[0], [1], [3]]] * 2), 0.5, PairScores(tmp_path), block=1)
+    broken = CandidateScorer(Breaks(), passages([[[0], [1], [3]]] * 2), PairScores(tmp_path), block=1)
     with pytest.raises(UserError, match="out of memory"):
-        broken.rerank(queries, run)
+        broken.pair_scores(queries, run)
     assert len(PairScores(tmp_path)) == 2
 
 
 def test_question_that_is_too_long_is_named() -> None:
-    reranker = CrossEncoderReranker(WordOverlap(), passages([[[0]]]), 0.5)
+    reranker = CandidateScorer(WordOverlap(), passages([[[0]]]))
     with pytest.raises(UserError, match="question 'q0' has 30 tokens; the cross-encoder reads at most 20"):
-        reranker.rerank(Queries(("q0",), ("x" * 30,)), candidates([[0]], [[1.0]]))
+        reranker.pair_scores(Queries(("q0",), ("x" * 30,)), candidates([[0]], [[1.0]]))
 
 
 def test_identity() -> None:
     run = candidates([[0, 1]], [[2.0, 1.0]])
-    same = IdentityReranker().rerank(Queries(("q0",), ("?",)), run)
+    same = unchanged(run)
     assert same.name == "rerank-off"
     np.testing.assert_array_equal(same.doc_rows, run.doc_rows)

@@ -1,0 +1,78 @@
+"""Cross-encoders run by torch: any architecture, any device."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from src.core.errors import UserError
+from src.engine.devices import Precision, explain_loading, half_precision
+from src.engine.pair_backends import PairBatch
+
+
+def load_classifier(directory: Path) -> Any:
+    """The sequence classifier of a directory, float32, ready to score.
+
+    Raises:
+        UserError: where its files cannot be loaded.
+    """
+    with explain_loading("CROSS_ENCODER_MODEL", directory):
+        return AutoModelForSequenceClassification.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+        ).eval()
+
+
+class TorchBackend:
+    """Padded batches through the model's own forward.
+
+    Args:
+        directory: the model's directory.
+        device: torch device.
+        precision: ``exact`` is float32; ``fast`` runs under autocast to the 16-bit type that the device multiplies in
+            hardware, where it has one.
+    """
+
+    name = "torch"
+    most_tokens: int | None = None
+
+    def __init__(self, directory: Path, device: str, precision: Precision = "exact") -> None:
+        self.directory = directory
+        self.device = torch.device(device)
+        self.half = half_precision(device) if precision == "fast" else None
+        self.arithmetic = str(self.half or torch.float32).removeprefix("torch.")
+        self.model: Any = None
+
+    def load(self) -> None:
+        """See :class:`~src.engine.pair_backends.PairBackend`."""
+        self.model = load_classifier(self.directory).to(self.device)
+
+    def run(self, batches: Iterable[PairBatch], scores: npt.NDArray[np.float32]) -> None:
+        """See :class:`~src.engine.pair_backends.PairBackend`.
+
+        Raises:
+            UserError: where the device runs out of memory.
+        """
+        for batch in batches:
+            scores[batch.rows] = self._forward(batch)
+
+    def _forward(self, batch: PairBatch) -> npt.NDArray[np.float32]:
+        inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
+        if batch.types is not None:
+            inputs["token_type_ids"] = batch.types
+        on_device = {name: torch.from_numpy(value).to(self.device) for name, value in inputs.items()}
+        autocast = torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None)
+        try:
+            with torch.inference_mode(), autocast:
+                logits = self.model(**on_device).logits
+        except torch.OutOfMemoryError as error:
+            pairs, width = batch.ids.shape
+            raise UserError(
+                f"out of memory on {self.device} with {pairs} pairs of {width} tokens. "
+                "Halve RERANKER_BATCH_SIZE in config/settings.py."
+            ) from error
+        result: npt.NDArray[np.float32] = logits[:, 0].float().cpu().numpy()
+        return result
