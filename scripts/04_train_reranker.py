@@ -68,11 +68,11 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
     )  # fmt: skip
     add(
         "--continue-from", type=Path, metavar="DIR",
-        help="adapter of the same base, layers and rank to go on from (default: none, a new one)",
+        help="adapter of the same base and rank to go on from, of all its layers or some (default: none, a new one)",
     )  # fmt: skip
     add(
-        "--layers", type=positive_integer, default=defaults.layers, metavar="N",
-        help=f"lowest layers to keep where --base is a bi-encoder (default: {defaults.layers})",
+        "--layers", type=int, nargs="+", default=list(defaults.layers), metavar="I",
+        help="layers to keep, from 0, where --base is a bi-encoder (default: every second one of 12)",
     )  # fmt: skip
     add("--steps", type=positive_integer, default=defaults.steps, metavar="N", help=f"(default: {defaults.steps})")
     add("--learning-rate", type=float, default=defaults.learning_rate, metavar="X", help="peak (default: 3e-4)")
@@ -204,10 +204,11 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
         log.info("Training on %s: %d examples, share %g", source.name, len(source.examples), source.share)
 
     classifier = load_base_classifier(base.directory, flags.layers if base.role == "bi-encoder" else None)
+    layers = flags.layers if base.role == "bi-encoder" else range(classifier.config.num_hidden_layers)
     shape = TrainingSettings(
-        layers=classifier.config.num_hidden_layers, rank=flags.rank, alpha=2 * flags.rank,
-        learning_rate=flags.learning_rate, steps=flags.steps, questions_per_step=flags.questions_per_step,
-        negatives_per_question=flags.negatives, max_tokens=flags.max_tokens, seed=flags.seed,
+        layers=tuple(layers), rank=flags.rank, alpha=2 * flags.rank, learning_rate=flags.learning_rate,
+        steps=flags.steps, questions_per_step=flags.questions_per_step, negatives_per_question=flags.negatives,
+        max_tokens=flags.max_tokens, seed=flags.seed,
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(base.directory, local_files_only=True)
     model = wrap_with_lora(classifier, shape)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from src.core.artifacts import (
     require_current,
     save_manifest,
 )
-from src.core.errors import ModelUnavailableError, StaleArtifactError
+from src.core.errors import ModelUnavailableError, StaleArtifactError, UserError
 
 NAME = "e5-small-reranker"
 ADAPTER = Path(__file__).resolve().parent / "adapters" / NAME
@@ -24,25 +25,37 @@ ADAPTER = Path(__file__).resolve().parent / "adapters" / NAME
 log = logging.getLogger(__name__)
 
 
-def load_base_classifier(base: Path, layers: int | None = None) -> Any:
+def load_base_classifier(base: Path, layers: Sequence[int] | None = None) -> Any:
     """A model as a sequence classifier with one logit, untrained where ``base`` is a bi-encoder.
 
     Args:
-        layers: keep only the lowest ones; ``None`` keeps all.
+        layers: encoder layers to keep, from 0, rising; ``None`` keeps all.
+
+    Raises:
+        UserError: where the model has no such layer.
     """
+    from torch.nn import ModuleList
     from transformers import AutoModelForSequenceClassification
 
-    shape = {} if layers is None else {"num_hidden_layers": layers}
     # Trained without dropout: the runs are short, and the merged model must score as the trained one does.
-    return AutoModelForSequenceClassification.from_pretrained(
+    classifier = AutoModelForSequenceClassification.from_pretrained(
         base,
         num_labels=1,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         local_files_only=True,
         trust_remote_code=False,
-        **shape,
     )
+    if layers is not None:
+        encoder = classifier.base_model.encoder
+        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= len(encoder.layer):
+            raise UserError(
+                f"layers {list(layers)}: {base.name} has layers 0 to {len(encoder.layer) - 1}. "
+                "Name those to keep, in rising order."
+            )
+        encoder.layer = ModuleList(encoder.layer[i] for i in layers)
+        classifier.config.num_hidden_layers = len(layers)
+    return classifier
 
 
 def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
@@ -58,7 +71,7 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
         if not (adapter / name).is_file():
             raise ModelUnavailableError(f"{adapter / name}: missing. Get the project's files anew (git checkout).")
     recipe = json.loads((adapter / "recipe.json").read_text(encoding="utf-8"))
-    classifier = load_base_classifier(base, int(recipe["settings"]["layers"]))
+    classifier = load_base_classifier(base, recipe["settings"]["layers"])
     merged = PeftModel.from_pretrained(classifier, str(adapter)).merge_and_unload()
     merged.save_pretrained(folder)
     AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(folder)

@@ -7,6 +7,7 @@ relevant item; Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Lis
 import json
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -25,6 +26,7 @@ from src.engine.devices import half_precision
 from src.quality.mining import Example
 
 ENCODER_LINEARS = r".*encoder\.layer\.\d+\..*\.(query|key|value|dense)"
+_LAYER_NUMBER = re.compile(r"encoder\.layer\.(\d+)\.")
 _STATE_FILE = "training_state.pt"
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ class TrainingSettings:
     """What shapes a fine-tuning run; kept with the adapter.
 
     Attributes:
-        layers: encoder layers kept, from the bottom.
+        layers: encoder layers of the base that are kept, from 0, rising.
         rank, alpha: of LoRA, on query, key, value and dense of every kept layer.
         learning_rate: peak, after ``warmup_steps`` of linear warm-up, then linear decay to zero.
         steps, questions_per_step, negatives_per_question: size of the run; one question is 1 + n pairs.
@@ -43,7 +45,7 @@ class TrainingSettings:
         seed: of sampling and initialisation.
     """
 
-    layers: int = 6
+    layers: tuple[int, ...] = (0, 2, 4, 6, 8, 10)
     rank: int = 32
     alpha: int = 64
     learning_rate: float = 3e-4
@@ -126,8 +128,10 @@ def wrap_with_lora(model: torch.nn.Module, settings: TrainingSettings) -> Any:
 def load_adapter(model: Any, folder: Path, base: str, settings: TrainingSettings) -> None:
     """Give a model from :func:`wrap_with_lora` the weights of an adapter that :func:`save_adapter` wrote.
 
+    The adapter may have layers that the model lacks: they are left out.
+
     Raises:
-        UserError: where ``folder`` holds no adapter, or one of another base, number of layers or rank.
+        UserError: where ``folder`` holds no adapter, or one of another base or rank, or without one of the layers.
     """
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -136,13 +140,21 @@ def load_adapter(model: Any, folder: Path, base: str, settings: TrainingSettings
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: missing. Give a folder that a training has written.")
     recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-    theirs = (recipe["base"], recipe["settings"]["layers"], recipe["settings"]["rank"])
-    if theirs != (base, settings.layers, settings.rank):
+    theirs, kept = (recipe["base"], recipe["settings"]["rank"]), recipe["settings"]["layers"]
+    if theirs != (base, settings.rank) or not set(settings.layers) <= set(kept):
         raise UserError(
-            f"{folder}: an adapter of base, layers and rank {theirs}; this training has "
-            f"{(base, settings.layers, settings.rank)}. Give --base, --layers and --rank as there."
+            f"{folder}: an adapter of base and rank {theirs} with layers {kept}; this training has "
+            f"{(base, settings.rank)} with layers {list(settings.layers)}. Give --base, --rank and --layers to fit."
         )
-    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    place = {kept.index(layer): i for i, layer in enumerate(settings.layers)}
+    state = {}
+    for name, value in load_file(folder / "adapter_model.safetensors").items():
+        found = _LAYER_NUMBER.search(name)
+        if found is None:
+            state[name] = value
+        elif int(found[1]) in place:
+            state[_LAYER_NUMBER.sub(f"encoder.layer.{place[int(found[1])]}.", name)] = value
+    set_peft_model_state_dict(model, state)
 
 
 class Trainer:

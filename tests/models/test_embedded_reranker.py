@@ -27,8 +27,8 @@ def base(tmp_path: Path) -> Path:
 def adapter(base: Path, tmp_path: Path) -> tuple[Path, torch.Tensor]:
     """An adapter with random weights, and the logits of the unmerged model on two pairs."""
     torch.manual_seed(6)
-    settings = TrainingSettings(layers=1, rank=4, alpha=8)
-    model = wrap_with_lora(load_base_classifier(base, 1), settings)
+    settings = TrainingSettings(layers=(1,), rank=4, alpha=8)
+    model = wrap_with_lora(load_base_classifier(base, [1]), settings)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

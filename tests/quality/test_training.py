@@ -1,5 +1,6 @@
 import random
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from src.quality.training import (
     draw,
     held_out_accuracy,
     learning_rate_factor,
+    load_adapter,
+    save_adapter,
     wrap_with_lora,
 )
 
 SHAPE = TrainingSettings(
-    layers=1, rank=4, alpha=8, learning_rate=3e-3, warmup_steps=2, steps=12, questions_per_step=2,
+    layers=(0,), rank=4, alpha=8, learning_rate=3e-3, warmup_steps=2, steps=12, questions_per_step=2,
     negatives_per_question=2, max_tokens=32,
 )  # fmt: skip
 WORDS = ["карта", "вклад", "кредит", "ипотека", "перевод", "счет"]
@@ -45,8 +48,53 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trainer(base: Path, folder: Path, settings: TrainingSettings = SHAPE) -> Trainer:
     torch.manual_seed(9)
-    model = wrap_with_lora(load_base_classifier(base, 1), settings)
+    model = wrap_with_lora(load_base_classifier(base, settings.layers), settings)
     return Trainer(model, bert_tokenizer(), settings, folder, "cpu")
+
+
+def test_an_adapter_is_gone_on_from_layer_by_layer(base: Path, tmp_path: Path) -> None:
+    both, upper = replace(SHAPE, layers=(0, 1)), replace(SHAPE, layers=(1,))
+    model = wrap_with_lora(load_base_classifier(base, both.layers), both)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn_like(parameter).half())
+    save_adapter(model, tmp_path / "both", both, "embedded:base", [])
+    kept = wrap_with_lora(load_base_classifier(base, upper.layers), upper)
+    load_adapter(kept, tmp_path / "both", "embedded:base", upper)
+    theirs, ours = dict(model.named_parameters()), dict(kept.named_parameters())
+    checked = 0
+    for name, value in ours.items():
+        if value.requires_grad:
+            torch.testing.assert_close(value, theirs[name.replace("layer.0.", "layer.1.")])
+            checked += 1
+    # A and B of six matrices, pooler and classifier with their biases.
+    assert checked == 2 * 6 + 4
+
+
+@pytest.mark.parametrize(
+    ("base_name", "changes", "message"),
+    [
+        ("embedded:other", {}, r"an adapter of base and rank \('embedded:base', 4\) with layers \[0\]"),
+        ("embedded:base", {"rank": 8}, r"this training has \('embedded:base', 8\)"),
+        ("embedded:base", {"layers": (0, 1)}, r"with layers \[0, 1\]\. Give --base, --rank and --layers to fit"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(
+    base: Path, tmp_path: Path, base_name: str, changes: dict[str, Any], message: str
+) -> None:
+    model = wrap_with_lora(load_base_classifier(base, SHAPE.layers), SHAPE)
+    save_adapter(model, tmp_path / "one", SHAPE, "embedded:base", [])
+    with pytest.raises(UserError, match=message):
+        load_adapter(model, tmp_path / "one", base_name, replace(SHAPE, **changes))
+    with pytest.raises(UserError, match=r"recipe\.json: missing"):
+        load_adapter(model, tmp_path / "none", base_name, SHAPE)
+
+
+@pytest.mark.parametrize("layers", [[], [2], [-1], [1, 0], [0, 0]])
+def test_layers_that_are_not_there_are_refused(base: Path, layers: list[int]) -> None:
+    with pytest.raises(UserError, match=r"has layers 0 to 1\. Name those to keep, in rising order"):
+        load_base_classifier(base, layers)
 
 
 def test_learning_rate_by_hand() -> None:
