@@ -11,6 +11,7 @@ RERANKER_BATCH_SIZE = 32  # pairs per forward pass; halve it when memory runs ou
 TOP_K = 5  # documents per question in the submission
 DEVICE = "auto"  # auto, cpu, cuda, cuda:1, mps
 CPU_THREADS = 0  # 0: one per core
+CPU_ENGINE = "auto"  # auto: OpenVINO, and torch where that cannot run a model; or openvino, or torch
 
 # --- models ---
 # Stands in where the model above cannot read the corpus; None keeps that one and only warns.
@@ -40,7 +41,6 @@ SEARCH_DEPTH_CHUNKS = 600  # chunks per question and chunk index
 
 # --- reranking ---
 RERANKER_PRECISION = "fast"  # fast: 16 bits where the device multiplies them in hardware; exact: float32
-RERANKER_ENGINE = "auto"  # auto: OpenVINO on a CPU (torch where it cannot run the model), torch elsewhere; or name one
 RERANKER_BLEND_WEIGHT = 0.3  # 0: stage one decides, 1: the cross-encoder alone
 RERANKER_PASSAGES_PER_DOCUMENT = 1  # best chunks of a document that are read; the highest score counts
 RERANKER_MAX_LENGTH = 160  # tokens per pair; the passage is cut, never the question

@@ -10,11 +10,11 @@ from transformers import AutoTokenizer
 
 from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
 from _inputs import choose_inputs, load_queries, log_inputs, prepared_corpus
-from _plans import encoder_plans, index_plan, search_plan
+from _plans import cpu_engine, encoder_plans, index_plan, search_plan
 from config import Settings
 from src.core.artifacts import atomic_directory
 from src.core.errors import UserError
-from src.engine.devices import pick_device
+from src.engine.devices import CpuEngine, pick_device
 from src.engine.encoder import SentenceEncoder
 from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
@@ -118,9 +118,9 @@ def _pair_sources(files: Sequence[PairFile], seed: int, miner: Miner) -> list[So
     return sources
 
 
-def _miner(resolver: ModelResolver, device: str, models: Path) -> Miner:
+def _miner(resolver: ModelResolver, device: str, models: Path, cpu: CpuEngine) -> Miner:
     model = resolver.resolve(EMBEDDED["bi-encoder"], "bi-encoder")
-    encoder = SentenceEncoder(model.directory, device, max_tokens=160)
+    encoder = SentenceEncoder(model.directory, device, max_tokens=160, cpu=cpu, fingerprint=model.fingerprint)
     return Miner(encoder, model.fingerprint, models / "mined", progress_bar)
 
 
@@ -194,7 +194,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     use_labels = not (flags.pairs or flags.rule_pairs) if flags.use_labels is None else flags.use_labels
     sources = []
     if flags.pairs or flags.rule_pairs:
-        miner = _miner(resolver, device, models)
+        miner = _miner(resolver, device, models, cpu_engine(settings))
         sources += _pair_sources(files, flags.seed, miner)
         sources += _rule_sources(flags, settings, resolver, miner) if flags.rule_pairs else []
     if use_labels:

@@ -3,9 +3,12 @@
 from argparse import Namespace
 from collections.abc import Iterator
 
+import torch
+
 from _cli import PROJECT_ROOT
 from config import Settings
 from src.core.types import Chunks, Corpus, Queries
+from src.engine.devices import CpuEngine
 from src.indexing import EncoderPlan, IndexPlan
 from src.models.resolve import ModelResolver, ResolvedModel
 from src.pipeline import SearchPlan
@@ -33,7 +36,13 @@ def index_plan(settings: Settings, encoders: tuple[EncoderPlan, ...], device: st
         bm25_b=settings.bm25_b,
         bm25_units=tuple(unit for unit, weight in weights.items() if weight > 0),
         device=device,
+        cpu=cpu_engine(settings),
     )
+
+
+def cpu_engine(settings: Settings) -> CpuEngine:
+    """How a CPU runs the models; threads as they were set up."""
+    return CpuEngine(settings.cpu_engine, PROJECT_ROOT / "data" / "models" / "openvino", torch.get_num_threads())
 
 
 def bm25_weights(settings: Settings) -> dict[str, float]:
@@ -57,8 +66,7 @@ def search_plan(settings: Settings, flags: Namespace, reranker: ResolvedModel | 
         blend_weight=settings.reranker_blend_weight,
         passages_per_document=settings.reranker_passages_per_document,
         precision=settings.reranker_precision,
-        engine=settings.reranker_engine,
-        converted_models=PROJECT_ROOT / "data" / "models" / "openvino",
+        cpu=cpu_engine(settings),
         fit_blend=getattr(flags, "fit_blend", False),
     )
 

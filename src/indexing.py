@@ -14,6 +14,7 @@ from src.core.errors import StaleArtifactError, UserError
 from src.core.storage import DataFolder, load_vectors, save_vectors
 from src.core.text import terms
 from src.core.types import Chunks, Corpus, Floats, Progress, Rows, passage_text
+from src.engine.devices import CpuEngine
 from src.engine.encoder import SentenceEncoder
 from src.models.resolve import ResolvedModel
 from src.stages.index import Bm25Backend, Bm25Index, FaissIndex
@@ -62,6 +63,7 @@ class IndexPlan:
     bm25_b: float
     bm25_units: tuple[str, ...]
     device: str
+    cpu: CpuEngine
 
 
 @dataclass(frozen=True)
@@ -153,11 +155,17 @@ def build_indices(data: DataFolder, corpus: Corpus, chunks: Chunks, plan: IndexP
         _build_bm25(data.index(f"bm25-{unit}"), units, plan, bm25_identity(plan, unit, units))
 
 
+def load_encoder(encoder: EncoderPlan, plan: IndexPlan) -> SentenceEncoder:
+    """The bi-encoder of a plan, with its prefixes."""
+    return SentenceEncoder(
+        encoder.model.directory, plan.device, encoder.query_prefix, encoder.document_prefix, plan.max_tokens, plan.cpu,
+        encoder.model.fingerprint,
+    )  # fmt: skip
+
+
 def _encode_units(encoder: EncoderPlan, units: Units, plan: IndexPlan, bars: Bars, known: dict[str, Floats]) -> Floats:
     """Vectors of the units; a text that the same model has just encoded as another unit is not encoded again."""
-    model = SentenceEncoder(
-        encoder.model.directory, plan.device, encoder.query_prefix, encoder.document_prefix, plan.max_tokens
-    )
+    model = load_encoder(encoder, plan)
     new = [text for text in dict.fromkeys(units.texts) if text not in known]
     with bars(f"Encoding {encoder.unit}s", len(new)) as progress:
         vectors = model.encode(new, "document", plan.batch_size, progress)

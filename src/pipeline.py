@@ -10,17 +10,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from src.core.artifacts import fingerprint, require_current
 from src.core.errors import StaleArtifactError
 from src.core.pair_scores import PairScores
 from src.core.storage import DataFolder, load_vectors, save_run
 from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Rows, Run
-from src.engine.devices import Engine, Precision
-from src.engine.encoder import SentenceEncoder
+from src.engine.devices import CpuEngine, Precision
 from src.engine.pair_scorer import CrossEncoderScorer, make_scorer
-from src.indexing import BUILD_COMMAND, Bars, EncoderPlan, IndexPlan, bm25_identity, embedding_identity, units_of
+from src.indexing import (
+    BUILD_COMMAND,
+    Bars,
+    EncoderPlan,
+    IndexPlan,
+    bm25_identity,
+    embedding_identity,
+    load_encoder,
+    units_of,
+)
 from src.insight.profile import Profiler
 from src.models.resolve import ResolvedModel
 from src.quality.evaluate import Evaluation, evaluate
@@ -42,8 +48,7 @@ class SearchPlan:
         reranker: the cross-encoder; ``None`` turns reranking off.
         passages_per_document: best chunks of a candidate that the cross-encoder reads.
         precision: of the cross-encoder, ``exact`` or ``fast``.
-        engine: what runs the cross-encoder, see :func:`src.engine.pair_scorer.make_scorer`.
-        converted_models: folder of models that were converted for it.
+        cpu: how a CPU runs the cross-encoder.
         fit_blend: fit ``blend_weight`` on the labels.
     """
 
@@ -60,8 +65,7 @@ class SearchPlan:
     blend_weight: float
     passages_per_document: int
     precision: Precision
-    engine: Engine
-    converted_models: Path
+    cpu: CpuEngine
     fit_blend: bool = False
 
 
@@ -144,9 +148,7 @@ def _encode_queries(
     encoder: EncoderPlan, queries: Queries, indices: IndexPlan, profiler: Profiler, bars: Bars
 ) -> Floats:
     with profiler.stage("load"):
-        model = SentenceEncoder(
-            encoder.model.directory, indices.device, encoder.query_prefix, encoder.document_prefix, indices.max_tokens
-        )
+        model = load_encoder(encoder, indices)
     with profiler.stage("encode", len(queries), "questions"), bars("Encoding questions", len(queries)) as progress:
         return model.encode(queries.texts, "query", indices.batch_size, progress)
 
@@ -245,7 +247,7 @@ def candidate_scores(
     with profiler.stage("load"):
         scorer = make_scorer(
             plan.reranker.directory, plan.reranker.fingerprint, device, plan.batch_size, plan.max_length,
-            plan.precision, plan.engine, plan.converted_models, torch.get_num_threads(),
+            plan.precision, plan.cpu,
         )  # fmt: skip
         if load_first:
             scorer.load()

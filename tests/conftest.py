@@ -212,7 +212,7 @@ def settings(bi_encoder: Path, cross_encoder: Path) -> Settings:
         top_k=3,
         encoder_max_tokens=128,
         reranker_max_length=128,
-        reranker_engine="torch",  # conversions would stay in the project's own data/models
+        cpu_engine="torch",  # conversions would stay in the project's own data/models
         device="cpu",
     )
     return Settings(**values)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,21 @@ from src.core.errors import UserError
 
 Precision = Literal["exact", "fast"]
 Engine = Literal["auto", "openvino", "torch"]
+
+
+@dataclass(frozen=True)
+class CpuEngine:
+    """How a CPU runs models.
+
+    Attributes:
+        engine: ``auto`` takes OpenVINO, and torch where that cannot run the model.
+        kept: folder of converted models.
+        threads: cores to use.
+    """
+
+    engine: Engine
+    kept: Path
+    threads: int
 
 
 def pick_device(wanted: str) -> str:

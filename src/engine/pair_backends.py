@@ -24,9 +24,11 @@ class PairBatch:
     mask: npt.NDArray[np.int64]
     types: npt.NDArray[np.int64] | None
 
-
-class BackendUnavailableError(Exception):
-    """A backend cannot run this model; the message says why."""
+    @property
+    def inputs(self) -> dict[str, npt.NDArray[np.int64]]:
+        """By the names that Hugging Face models give them."""
+        types = {} if self.types is None else {"token_type_ids": self.types}
+        return {"input_ids": self.ids, "attention_mask": self.mask, **types}
 
 
 class PairBackend(Protocol):

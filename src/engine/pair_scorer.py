@@ -12,9 +12,10 @@ from transformers import AutoConfig, AutoTokenizer
 
 from src.core.errors import UserError
 from src.engine.batches import token_budget_batches
-from src.engine.devices import Engine, Precision, explain_loading
+from src.engine.devices import CpuEngine, Precision, explain_loading
 from src.engine.openvino_backend import OpenVinoBackend
-from src.engine.pair_backends import BackendUnavailableError, PairBackend, PairBatch
+from src.engine.openvino_graphs import BackendUnavailableError
+from src.engine.pair_backends import PairBackend, PairBatch
 from src.engine.tokens import PairTemplate, TokenTable, tokenize
 from src.engine.torch_backend import TorchBackend
 
@@ -184,30 +185,24 @@ def make_scorer(
     batch_size: int,
     max_length: int,
     precision: Precision,
-    engine: Engine,
-    kept: Path,
-    threads: int,
+    cpu: CpuEngine,
 ) -> CrossEncoderScorer:
-    """A scorer with the backend that ``engine`` names.
+    """A scorer with the backend that fits the device.
 
     Args:
         fingerprint: of the model, which names its conversion.
-        engine: ``auto`` takes OpenVINO on a CPU (torch where that cannot run the model) and torch elsewhere.
-        kept: folder of converted models.
-        threads: cores to use on a CPU.
+        cpu: how a CPU runs the model; any other device runs it by torch.
 
     Raises:
-        UserError: where the model is no reranker, or ``engine`` does not fit the device.
+        UserError: where the model is no reranker.
     """
 
     def torch_backend() -> PairBackend:
         return TorchBackend(directory, device, precision)
 
-    if engine == "torch" or (engine == "auto" and device != "cpu"):
+    if cpu.engine == "torch" or device != "cpu":
         return CrossEncoderScorer(directory, torch_backend(), batch_size, max_length)
-    if device != "cpu":
-        raise UserError(f'RERANKER_ENGINE = "openvino" runs on a CPU; the device is {device}. Set "auto".')
-    backend = OpenVinoBackend(directory, fingerprint, kept, precision, threads)
+    backend = OpenVinoBackend(directory, fingerprint, cpu.kept, precision, cpu.threads)
     return CrossEncoderScorer(
-        directory, backend, batch_size, max_length, fallback=torch_backend if engine == "auto" else None
+        directory, backend, batch_size, max_length, fallback=torch_backend if cpu.engine == "auto" else None
     )

@@ -60,10 +60,7 @@ class TorchBackend:
             scores[batch.rows] = self._forward(batch)
 
     def _forward(self, batch: PairBatch) -> npt.NDArray[np.float32]:
-        inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
-        if batch.types is not None:
-            inputs["token_type_ids"] = batch.types
-        on_device = {name: torch.from_numpy(value).to(self.device) for name, value in inputs.items()}
+        on_device = {name: torch.from_numpy(value).to(self.device) for name, value in batch.inputs.items()}
         autocast = torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None)
         try:
             with torch.inference_mode(), autocast:

@@ -1,11 +1,14 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 
-from src.engine.devices import half_precision, pick_device
+from src.core.errors import UserError
+from src.engine.devices import CpuEngine, Engine, half_precision, pick_device
 from src.engine.encoder import SentenceEncoder
 
 TEXTS = ["карта", "вклад под 15 %", "карта", "a much longer english text about lounges"]
@@ -19,6 +22,39 @@ def test_vectors_equal_sentence_transformers_with_prompts(bi_encoder: Path) -> N
     assert found.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-5)
     assert (found[0] == found[2]).all()
+
+
+def openvino_encoder(directory: Path, kept: Path, engine: Engine = "openvino", **changes: Any) -> SentenceEncoder:
+    return SentenceEncoder(directory, cpu=CpuEngine(engine, kept, 2), fingerprint="0123456789abcdef00", **changes)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_openvino_vectors_equal_sentence_transformers(bi_encoder: Path, tmp_path: Path, pooling: str) -> None:
+    peer = SentenceTransformer(str(bi_encoder), device="cpu")
+    peer[1] = Pooling(32, pooling_mode=pooling)
+    peer.save(str(tmp_path / "model"), create_model_card=False)
+    texts = [*TEXTS, "  пробелы по краям ", "долго " * 200, "a", ""]
+    encoder = openvino_encoder(tmp_path / "model", tmp_path / "kept", max_tokens=64)
+    peer.max_seq_length = 64
+    expected = peer.encode([f"d: {t}" for t in texts], normalize_embeddings=True, show_progress_bar=False)
+    found = encoder.encode(texts, "document", batch_size=3)
+    assert encoder.backend == "OpenVINO"
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert (found * expected).sum(axis=1).min() >= 0.9999
+
+
+def test_torch_encodes_where_openvino_cannot(
+    bi_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unconvertible(*_: object, **__: object) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr("openvino.convert_model", unconvertible)
+    assert openvino_encoder(bi_encoder, tmp_path, "auto").backend == "torch"
+    assert "OpenVINO cannot run the bi-encoder bi-encoder (conversion failed: no such operator): torch" in caplog.text
+    with pytest.raises(UserError, match="OpenVINO cannot run the bi-encoder bi-encoder: conversion failed"):
+        openvino_encoder(bi_encoder, tmp_path)
+    assert openvino_encoder(bi_encoder, tmp_path, "torch").backend == "torch"
 
 
 def test_roles_and_given_prefixes(bi_encoder: Path) -> None:

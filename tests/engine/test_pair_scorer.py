@@ -9,10 +9,11 @@ import torch
 from sentence_transformers import CrossEncoder
 
 from src.core.errors import UserError
-from src.engine.devices import Engine, Precision
-from src.engine.openvino_backend import ensure_converted
+from src.engine.devices import CpuEngine, Engine, Precision
+from src.engine.openvino_backend import traceable
+from src.engine.openvino_graphs import ensure_converted
 from src.engine.pair_scorer import CrossEncoderScorer, make_scorer
-from src.engine.torch_backend import TorchBackend
+from src.engine.torch_backend import TorchBackend, load_classifier
 
 QUESTIONS = ["сколько стоит карта", "airport lounge", "где банкомат?"]
 PASSAGES = ["Карта бесплатна.", "Free airport lounges for premium customers. " * 5, "Банкомат на вокзале", "нет"]
@@ -101,7 +102,7 @@ def test_broken_weights_are_one_line(cross_encoder: Path, tmp_path: Path) -> Non
 
 
 def openvino_scorer(directory: Path, kept: Path, engine: Engine = "openvino") -> CrossEncoderScorer:
-    return make_scorer(directory, "0123456789abcdef00", "cpu", 5, 128, "exact", engine, kept, threads=2)
+    return make_scorer(directory, "0123456789abcdef00", "cpu", 5, 128, "exact", CpuEngine(engine, kept, 2))
 
 
 @pytest.mark.parametrize("model", ["cross_encoder", "xlmr_cross_encoder", "electra_cross_encoder"])
@@ -117,19 +118,23 @@ def test_openvino_scores_equal_torch(model: str, request: pytest.FixtureRequest,
     assert np.ptp(expected) > 1e-3
 
 
+def convert(directory: Path, fingerprint: str, folder: Path) -> Path:
+    return ensure_converted("tiny", fingerprint, folder, lambda: traceable(load_classifier(directory)))
+
+
 def test_conversion_is_kept_and_made_anew_for_another_model(cross_encoder: Path, tmp_path: Path) -> None:
-    graph = ensure_converted(cross_encoder, "f" * 20, tmp_path / "m")
+    graph = convert(cross_encoder, "f" * 20, tmp_path / "m")
     made = graph.stat().st_mtime_ns
-    assert ensure_converted(cross_encoder, "f" * 20, tmp_path / "m").stat().st_mtime_ns == made
-    assert ensure_converted(cross_encoder, "e" * 20, tmp_path / "m").stat().st_mtime_ns != made
+    assert convert(cross_encoder, "f" * 20, tmp_path / "m").stat().st_mtime_ns == made
+    assert convert(cross_encoder, "e" * 20, tmp_path / "m").stat().st_mtime_ns != made
 
 
 def test_truncated_conversion_is_made_anew(cross_encoder: Path, tmp_path: Path) -> None:
-    graph = ensure_converted(cross_encoder, "f" * 20, tmp_path / "m")
+    graph = convert(cross_encoder, "f" * 20, tmp_path / "m")
     weights = graph.with_suffix(".bin")
     size = weights.stat().st_size
     weights.write_bytes(weights.read_bytes()[: size // 2])
-    ensure_converted(cross_encoder, "f" * 20, tmp_path / "m")
+    convert(cross_encoder, "f" * 20, tmp_path / "m")
     assert weights.stat().st_size == size
 
 
@@ -155,7 +160,6 @@ def test_openvino_by_name_does_not_fall_back(
         openvino_scorer(cross_encoder, tmp_path).load()
 
 
-def test_openvino_is_refused_off_the_cpu(cross_encoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match='RERANKER_ENGINE = "openvino" runs on a CPU; the device is cuda'):
-        make_scorer(cross_encoder, "f", "cuda", 5, 128, "exact", "openvino", tmp_path, threads=1)
-    assert make_scorer(cross_encoder, "f", "cuda", 5, 128, "exact", "auto", tmp_path, 1).backend.name == "torch"
+def test_torch_runs_whatever_is_not_a_cpu(cross_encoder: Path, tmp_path: Path) -> None:
+    scorer = make_scorer(cross_encoder, "f", "cuda", 5, 128, "exact", CpuEngine("openvino", tmp_path, 1))
+    assert scorer.backend.name == "torch"
