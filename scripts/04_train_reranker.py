@@ -3,26 +3,33 @@
 import argparse
 import logging
 import random
+import shutil
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from transformers import AutoTokenizer
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoTokenizer
 
 from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
 from _inputs import choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import cpu_engine, encoder_plans, index_plan, search_plan
 from config import Settings
-from src.core.artifacts import atomic_directory
+from src.core.artifacts import atomic_directory, fingerprint
 from src.core.errors import UserError
 from src.engine.devices import CpuEngine, pick_device
 from src.engine.encoder import SentenceEncoder
+from src.insight.comparison import gain_lines
 from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
 from src.models.embedded_reranker import load_base_classifier, merge_adapter
 from src.models.resolve import EMBEDDED, ModelResolver, ResolvedModel
 from src.pipeline import retrieve
 from src.quality.augment import Rewriter, pairs_by_rule
-from src.quality.mining import Example, Miner, labelled_examples, read_pairs
+from src.quality.compare import compare
+from src.quality.crossval import LabelledCandidates, ScorePairs, out_of_fold_scores, split_folds
+from src.quality.mining import Example, Miner, read_pairs
 from src.quality.training import (
     Source,
     Trainer,
@@ -33,7 +40,7 @@ from src.quality.training import (
     wrap_with_lora,
 )
 from src.stages.preprocess import sentence_spans
-from src.stages.rerank import PassageTexts
+from src.stages.rerank import PassageTexts, blend
 
 log = logging.getLogger("search")
 
@@ -89,6 +96,14 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
     add("--held-out", type=float, default=0.05, metavar="X", help="share of questions for early stop (default: 0.05)")
     add("--patience", type=positive_integer, default=5, metavar="N", help="evaluations without a gain (default: 5)")
     add("--save-every", type=positive_integer, default=200, metavar="N", help="steps (default: 200)")
+    add(
+        "--folds", type=int, default=5, metavar="N",
+        help="folds of the cross-validation over labelled questions that comes first; 0 leaves it out (default: 5)",
+    )  # fmt: skip
+    add(
+        "--cv-candidates", type=positive_integer, default=30, metavar="K",
+        help="candidates per labelled question, to train on and to rerank in the cross-validation (default: 30)",
+    )  # fmt: skip
     add("--seed", type=int, default=defaults.seed, metavar="N", help=f"(default: {defaults.seed})")
     return parser
 
@@ -138,8 +153,8 @@ def _rule_sources(flags: argparse.Namespace, settings: Settings, resolver: Model
     return [Source("by rule", miner.examples(pairs, passages), flags.rule_share)]
 
 
-def _labels_source(flags: argparse.Namespace, settings: Settings, resolver: ModelResolver) -> Source:
-    """The labels of the data folder, with negatives from stage one's own candidates."""
+def _labelled(flags: argparse.Namespace, settings: Settings, resolver: ModelResolver) -> LabelledCandidates:
+    """The labels of the data folder, with stage one's own candidates."""
     inputs = choose_inputs(flags, settings, PROJECT_ROOT)
     log_inputs(inputs, PROJECT_ROOT)
     encoders = encoder_plans(settings, resolver)
@@ -150,8 +165,9 @@ def _labels_source(flags: argparse.Namespace, settings: Settings, resolver: Mode
     indices = index_plan(settings, encoders, pick_device(settings.device))
     plan = search_plan(settings, argparse.Namespace(top_k=settings.top_k), None)
     found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, Profiler(), progress_bar)
-    read = PassageTexts.of(corpus, chunks, found.passages)
-    return Source("labels", labelled_examples(queries, qrels, found.fused, corpus, read.texts, read.rows))
+    candidates = found.fused.cut(flags.cv_candidates)
+    read = PassageTexts.of(corpus, chunks, found.passages[:, : candidates.depth])
+    return LabelledCandidates(queries, qrels, candidates, corpus, read.texts, read.rows)
 
 
 def _split(sources: Sequence[Source], share: float, seed: int) -> tuple[list[Source], list[Example]]:
@@ -179,6 +195,71 @@ def _base_model(resolver: ModelResolver, name: str) -> ResolvedModel:
     return resolver.resolve(name, role)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class Forge:
+    """Makes trainers of one shape, each with a fresh copy of the base.
+
+    Attributes:
+        continue_from: adapter to go on from.
+        folder: of the checkpoints, one folder per training.
+    """
+
+    base: ResolvedModel
+    shape: TrainingSettings
+    continue_from: Path | None
+    folder: Path
+    device: str
+
+    def trainer(self, name: str) -> Trainer:
+        """A trainer that keeps its checkpoints under ``name``."""
+        # Weights that no base ships start from this, in every fold alike.
+        torch.manual_seed(self.shape.seed)
+        layers = self.shape.layers if self.base.role == "bi-encoder" else None
+        model = wrap_with_lora(load_base_classifier(self.base.directory, layers), self.shape)
+        if self.continue_from is not None:
+            load_adapter(model, self.continue_from, self.base.used, self.shape)
+        tokenizer = AutoTokenizer.from_pretrained(self.base.directory, local_files_only=True)
+        return Trainer(model, tokenizer, self.shape, self.folder / name, self.device)
+
+
+def _all_layers(base: ResolvedModel) -> range:
+    return range(AutoConfig.from_pretrained(base.directory, local_files_only=True).num_hidden_layers)
+
+
+def _cross_validate(
+    labelled: LabelledCandidates, sources: Sequence[Source], forge: Forge, flags: argparse.Namespace, weight: float
+) -> None:
+    """Print what training gains on labelled questions that it has not seen; nothing is replaced before."""
+    others = [source for source in sources if source.name != "labels"]
+    share = next(source.share for source in sources if source.name == "labels")
+
+    def train(number: int, examples: list[Example]) -> ScorePairs:
+        trainer = forge.trainer(f"fold-{number}")
+        trainer.train([*others, Source("labels", examples, share)], progress_bar, flags.save_every)
+        return trainer.scores
+
+    folds = split_folds(labelled.labelled, flags.folds, flags.seed)
+    key = fingerprint([forge.base.fingerprint, asdict(forge.shape), [[s.name, s.share] for s in others]])
+    tuned = out_of_fold_scores(labelled, folds, train, forge.folder, key)
+    runs = [replace(labelled.candidates, name="stage one")]
+    if forge.base.role == "cross-encoder":
+        base = forge.trainer("untrained")
+        scores = np.zeros_like(tuned)
+        with progress_bar("Scoring by the base", len(scores)) as progress:
+            for place in range(len(scores)):
+                scores[place] = labelled.score(place, base.scores)
+                progress(1)
+        runs.append(blend(labelled.candidates, scores, weight, "base, blended"))
+    runs.append(blend(labelled.candidates, tuned, weight, "fine-tuned, blended"))
+    compared = compare(runs, labelled.corpus, labelled.queries, labelled.qrels)
+    log.info(
+        "Cross-validation over %d folds, %d labelled questions, %d candidates, blend weight %g:",
+        flags.folds, compared.labelled, labelled.candidates.depth, weight,
+    )  # fmt: skip
+    for line in gain_lines(compared):
+        log.info("  %s", line)
+
+
 def run(settings: Settings, arguments: Sequence[str]) -> None:
     """Mine negatives, train, save ``data/models/NAME`` and its adapter."""
     flags = _parser(settings).parse_args(arguments)
@@ -192,29 +273,29 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     resolver = ModelResolver(models, PROJECT_ROOT, settings.when_model_unavailable)
     base = _base_model(resolver, flags.base)
     use_labels = not (flags.pairs or flags.rule_pairs) if flags.use_labels is None else flags.use_labels
-    sources = []
+    sources: list[Source] = []
+    labelled: LabelledCandidates | None = None
     if flags.pairs or flags.rule_pairs:
         miner = _miner(resolver, device, models, cpu_engine(settings))
         sources += _pair_sources(files, flags.seed, miner)
         sources += _rule_sources(flags, settings, resolver, miner) if flags.rule_pairs else []
     if use_labels:
-        sources.append(_labels_source(flags, settings, resolver))
+        labelled = _labelled(flags, settings, resolver)
+        sources.append(Source("labels", labelled.examples(labelled.labelled)))
     sources, held_out = _split(sources, flags.held_out, flags.seed)
     for source in sources:
         log.info("Training on %s: %d examples, share %g", source.name, len(source.examples), source.share)
 
-    classifier = load_base_classifier(base.directory, flags.layers if base.role == "bi-encoder" else None)
-    layers = flags.layers if base.role == "bi-encoder" else range(classifier.config.num_hidden_layers)
+    layers = flags.layers if base.role == "bi-encoder" else _all_layers(base)
     shape = TrainingSettings(
         layers=tuple(layers), rank=flags.rank, alpha=2 * flags.rank, learning_rate=flags.learning_rate,
         steps=flags.steps, questions_per_step=flags.questions_per_step, negatives_per_question=flags.negatives,
         max_tokens=flags.max_tokens, seed=flags.seed,
     )  # fmt: skip
-    tokenizer = AutoTokenizer.from_pretrained(base.directory, local_files_only=True)
-    model = wrap_with_lora(classifier, shape)
-    if flags.continue_from is not None:
-        load_adapter(model, flags.continue_from, base.used, shape)
-    trainer = Trainer(model, tokenizer, shape, models / f"{flags.name}.training", device)
+    forge = Forge(base, shape, flags.continue_from, models / f"{flags.name}.training", device)
+    if labelled is not None and flags.folds:
+        _cross_validate(labelled, sources, forge, flags, settings.reranker_blend_weight)
+    trainer = forge.trainer("all")
     before = held_out_accuracy(trainer, held_out)
     log.info("Held out: %d questions, Hit@1 among 11 before training: %.4f", len(held_out), before)
     trainer.train(
@@ -224,7 +305,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     with atomic_directory(target) as temporary:
         save_adapter(trainer.model, temporary / ADAPTER_FOLDER, shape, base.used, trainer.history, data)
         merge_adapter(base.directory, temporary / ADAPTER_FOLDER, temporary)
-    trainer.discard_checkpoint()
+    shutil.rmtree(forge.folder, ignore_errors=True)
     log.info("Held out: Hit@1 among 11: %.4f -> %.4f", before, max(r["held_out"] for r in trainer.history))
     log.info("Model: %s. To use it: CROSS_ENCODER_MODEL = %r", target, f"data/models/{flags.name}")
 

@@ -1,7 +1,7 @@
 """A comparison as text, tables and pictures."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -48,6 +48,20 @@ def _lines(comparison: Comparison, corpus: Corpus, notes: list[str]) -> Iterator
     yield "| right page among K, missed by Hit@5 | " + " | ".join(f"{run.gap:.4f}" for run in comparison.runs) + " |"
     for pair in comparison.pairs:
         yield from _pair_lines(pair, corpus)
+
+
+def gain_lines(comparison: Comparison, metrics: Sequence[str] = ("Hit@1", "Hit@5", "MRR@10")) -> Iterator[str]:
+    """One line per later run and metric: before, after, points with their interval, and whether the gain is shown."""
+    means = {run.name: run.metrics for run in comparison.runs}
+    for pair in comparison.pairs:
+        for d in pair.differences:
+            if d.metric in metrics:
+                verdict = "not shown" if d.p_adjusted >= 0.05 else ("better" if d.change.mean > 0 else "WORSE")
+                before, after = means[pair.before][d.metric].mean, means[pair.after][d.metric].mean
+                yield (
+                    f"{pair.before} -> {pair.after}: {d.metric} {before:.4f} -> {after:.4f}, {_points(d.change)} "
+                    f"points, p {d.p:.3f} ({verdict})"
+                )
 
 
 def _pair_lines(pair: PairedComparison, corpus: Corpus) -> Iterator[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 
@@ -272,6 +273,13 @@ class Trainer:
             for master, parameter in zip(self.masters, self.live, strict=True):
                 parameter.copy_(master)
 
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.float32]:
+        """Scores of pairs, float32 [P], as the model is now."""
+        self.model.eval()
+        with torch.inference_mode():
+            found: npt.NDArray[np.float32] = self.logits(pairs).cpu().numpy()
+        return found
+
     def logits(self, pairs: Sequence[tuple[str, str]], per_batch: int = 12) -> torch.Tensor:
         """Logits of pairs, float32 [P]; sorted by length and run in parts, which saves most of the padding."""
         encoded = self.tokenizer(
@@ -322,10 +330,6 @@ class Trainer:
         self._publish()
         log.info("Going on from step %d of an interrupted training in %s.", state["step"], self.folder)
         return int(state["step"]), float(state["best"]), state["best_masters"], int(state["worse"])
-
-    def discard_checkpoint(self) -> None:
-        """Remove the checkpoint of a training that has ended."""
-        (self.folder / _STATE_FILE).unlink(missing_ok=True)
 
 
 def held_out_accuracy(trainer: Trainer, examples: Sequence[Example], negatives: int = 10) -> float:

@@ -34,8 +34,14 @@ def train(project: Project, root: Path, monkeypatch: pytest.MonkeyPatch, *flags:
 def test_labels_become_a_model_that_any_tool_loads(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = train(project, tmp_path, monkeypatch, "--name", "mine", "--held-out", "0.25")
+    lines = train(project, tmp_path, monkeypatch, "--name", "mine", "--held-out", "0.25", "--folds", "2")
     assert "Training on labels: 3 examples, share 1" in lines
+    measured = next(i for i, line in enumerate(lines) if line.startswith("Cross-validation over 2 folds, 4 labelled"))
+    assert lines[measured + 1].startswith("  stage one -> base, blended: Hit@1 ")
+    assert any(line.startswith("  stage one -> fine-tuned, blended: Hit@5 1.0000 -> 1.0000") for line in lines)
+    saved = next(i for i, line in enumerate(lines) if line.startswith("Model: "))
+    assert measured < saved
+    assert not (tmp_path / "data" / "models" / "mine.training").exists()
     folder = tmp_path / "data" / "models" / "mine"
     assert {path.name for path in (folder / "adapter").iterdir()} == {
         "adapter_config.json",
@@ -53,6 +59,8 @@ def test_labels_become_a_model_that_any_tool_loads(
 def test_what_cannot_be_trained_on(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="is not a share and a number of pairs"):
         train(project, tmp_path, monkeypatch, "--pairs", "x.jsonl=much")
+    with pytest.raises(UserError, match="--folds 5: 4 questions are labelled"):
+        train(project, tmp_path, monkeypatch)
     (project.data / "raw" / "qrels.csv").unlink()
     with pytest.raises(UserError, match="no labels at "):
         train(project, tmp_path, monkeypatch)
