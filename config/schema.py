@@ -83,6 +83,9 @@ class Settings(_Strict):
     cpu_engine: Literal["auto", "openvino", "torch"]
     reranker_blend_weight: Annotated[float, Field(ge=0.0, le=1.0)]
     reranker_passages_per_document: Positive
+    reranker_passage_choice: Literal["best", "first"]
+    late_interaction_weight: Annotated[float, Field(ge=0.0, le=1.0)]
+    late_interaction_gb: Annotated[float, Field(gt=0)]
     reranker_max_length: Annotated[int, Field(ge=32)]
     corpus_file: Name
     questions_file: Name

@@ -37,6 +37,8 @@ def index_plan(settings: Settings, encoders: tuple[EncoderPlan, ...], device: st
         bm25_units=tuple(unit for unit, weight in weights.items() if weight > 0),
         device=device,
         cpu=cpu_engine(settings),
+        late_interaction=settings.late_interaction_weight > 0,
+        token_bytes=int(settings.late_interaction_gb * 1e9),
     )
 
 
@@ -67,6 +69,8 @@ def search_plan(settings: Settings, flags: Namespace, reranker: ResolvedModel | 
         passages_per_document=settings.reranker_passages_per_document,
         precision=settings.reranker_precision,
         cpu=cpu_engine(settings),
+        late_weight=settings.late_interaction_weight,
+        passage_choice=settings.reranker_passage_choice,
         fit_blend=getattr(flags, "fit_blend", False),
     )
 
@@ -84,7 +88,8 @@ def plan_lines(
             f"weight {plan.bm25_weights[unit]:g}"
         )
     fusion = plan.fusion if plan.fusion == "convex" else f"rrf, k {plan.rrf_k}"
-    yield f"Fusion: {fusion}. Device: {indices.device}."
+    late = f", late interaction weight {plan.late_weight:g}" if plan.late_weight > 0 else ""
+    yield f"Fusion: {fusion}{late}. Device: {indices.device}."
     if plan.reranker is None:
         yield f"Reranking: off. Submission: top {plan.top_k} of stage one."
     else:

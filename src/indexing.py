@@ -11,7 +11,7 @@ import numpy as np
 
 from src.core.artifacts import MANIFEST_NAME, Manifest, atomic_directory, describe_files, require_current, save_manifest
 from src.core.errors import StaleArtifactError, UserError
-from src.core.storage import DataFolder, load_vectors, save_vectors
+from src.core.storage import DataFolder, load_vectors, save_token_vectors, save_vectors
 from src.core.text import terms
 from src.core.types import Chunks, Corpus, Floats, Progress, Rows, passage_text
 from src.engine.devices import CpuEngine
@@ -22,6 +22,7 @@ from src.stages.index import Bm25Backend, Bm25Index, FaissIndex
 Bars = Callable[[str, int], AbstractContextManager[Progress]]
 Identity = tuple[dict[str, str], dict[str, Any]]
 
+TOKENS, _TOKENS_LEFT_OUT = "token vectors", "token vectors left out"
 BUILD_COMMAND = "python scripts/02_build_indices.py"
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,12 @@ class EncoderPlan:
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """What the indices are made from and with."""
+    """What the indices are made from and with.
+
+    Attributes:
+        late_interaction: keep the token vectors of the first encoder over chunks.
+        token_bytes: most bytes that they may take on disk.
+    """
 
     encoders: tuple[EncoderPlan, ...]
     batch_size: int
@@ -64,6 +70,15 @@ class IndexPlan:
     bm25_units: tuple[str, ...]
     device: str
     cpu: CpuEngine
+    late_interaction: bool
+    token_bytes: int
+
+    @property
+    def late_encoder(self) -> EncoderPlan | None:
+        """Whose token vectors late interaction compares; ``None`` where it is off, or nothing encodes chunks."""
+        if not self.late_interaction:
+            return None
+        return next((encoder for encoder in self.encoders if encoder.unit == "chunk"), None)
 
 
 @dataclass(frozen=True)
@@ -123,6 +138,8 @@ def indices_current(data: DataFolder, corpus: Corpus, chunks: Chunks, plan: Inde
             return False
         if not _is_current(data.index(encoder.name), "faiss", identity):
             return False
+        if encoder == plan.late_encoder and not _tokens_current(data.tokens(encoder.name), identity, plan):
+            return False
     return all(
         _is_current(data.index(f"bm25-{unit}"), "bm25", bm25_identity(plan, unit, units_of(corpus, chunks, unit)))
         for unit in plan.bm25_units
@@ -141,18 +158,67 @@ def build_indices(data: DataFolder, corpus: Corpus, chunks: Chunks, plan: IndexP
     for encoder in plan.encoders:
         units = units_of(corpus, chunks, encoder.unit)
         identity = embedding_identity(plan, encoder, units)
-        folder = data.embeddings(encoder.name)
-        if _is_current(folder, "embeddings", identity):
+        folder, tokens = data.embeddings(encoder.name), data.tokens(encoder.name)
+        wants_tokens = encoder == plan.late_encoder and not _tokens_current(tokens, identity, plan)
+        if _is_current(folder, "embeddings", identity) and not wants_tokens:
             log.info("Embeddings %s: up to date, kept", encoder.name)
             vectors = load_vectors(folder, len(units.texts), BUILD_COMMAND)
         else:
             known = vectors_of_text.setdefault((encoder.model.fingerprint, encoder.document_prefix), {})
-            vectors = _encode_units(encoder, units, plan, bars, known)
+            model = load_encoder(encoder, plan)
+            if wants_tokens:
+                vectors = _encode_with_tokens(model, units, plan, bars, tokens, identity)
+            else:
+                vectors = _encode_units(model, encoder, units, plan, bars, known)
+            known.update(zip(units.texts, vectors, strict=True))
             save_vectors(folder, vectors, *identity, extra={"model": encoder.model.record()})
         _build_faiss(data.index(encoder.name), vectors, identity)
     for unit in plan.bm25_units:
         units = units_of(corpus, chunks, unit)
         _build_bm25(data.index(f"bm25-{unit}"), units, plan, bm25_identity(plan, unit, units))
+
+
+def tokens_left_out(folder: Path, identity: Identity, plan: IndexPlan) -> bool:
+    """Whether it is on record that the token vectors would take more than the plan allows."""
+    return _is_current(folder, _TOKENS_LEFT_OUT, _with_limit(identity, plan))
+
+
+def _tokens_current(folder: Path, identity: Identity, plan: IndexPlan) -> bool:
+    return _is_current(folder, TOKENS, identity) or tokens_left_out(folder, identity, plan)
+
+
+def _with_limit(identity: Identity, plan: IndexPlan) -> Identity:
+    return identity[0], {**identity[1], "limit": plan.token_bytes}
+
+
+def _encode_with_tokens(
+    model: SentenceEncoder, units: Units, plan: IndexPlan, bars: Bars, folder: Path, identity: Identity
+) -> Floats:
+    """Vectors of the units; the vectors of their tokens go to ``folder`` on the way, where they are not too large."""
+    counts = model.token_counts(units.texts, "document")
+    size = 2 * model.dimension * int(counts.sum())
+    vectors = np.zeros((0, model.dimension), dtype=np.float32)
+
+    def fill(write: Callable[[int, Floats], None] | None) -> None:
+        nonlocal vectors
+        with bars("Encoding chunks", len(units.texts)) as progress:
+            vectors = model.encode(units.texts, "document", plan.batch_size, progress, write)
+
+    if size <= plan.token_bytes:
+        save_token_vectors(folder, counts, model.dimension, fill, *identity)
+        log.info("Token vectors of %s chunks: %.2f GB", f"{len(counts):,}", size / 1e9)
+        return vectors
+    log.warning(
+        "WARNING: the token vectors of %s chunks would take %.1f GB, LATE_INTERACTION_GB allows %.1f: they are not "
+        "kept. Each search will make those of its candidates, which takes time. Raise LATE_INTERACTION_GB, or set "
+        "LATE_INTERACTION_WEIGHT = 0.",
+        f"{len(counts):,}", size / 1e9, plan.token_bytes / 1e9,
+    )  # fmt: skip
+    fill(None)
+    with atomic_directory(folder) as temporary:
+        manifest = Manifest(_TOKENS_LEFT_OUT, *_with_limit(identity, plan), counts={"bytes": size})
+        save_manifest(temporary / MANIFEST_NAME, manifest)
+    return vectors
 
 
 def load_encoder(encoder: EncoderPlan, plan: IndexPlan) -> SentenceEncoder:
@@ -163,9 +229,10 @@ def load_encoder(encoder: EncoderPlan, plan: IndexPlan) -> SentenceEncoder:
     )  # fmt: skip
 
 
-def _encode_units(encoder: EncoderPlan, units: Units, plan: IndexPlan, bars: Bars, known: dict[str, Floats]) -> Floats:
+def _encode_units(
+    model: SentenceEncoder, encoder: EncoderPlan, units: Units, plan: IndexPlan, bars: Bars, known: dict[str, Floats]
+) -> Floats:
     """Vectors of the units; a text that the same model has just encoded as another unit is not encoded again."""
-    model = load_encoder(encoder, plan)
     new = [text for text in dict.fromkeys(units.texts) if text not in known]
     with bars(f"Encoding {encoder.unit}s", len(new)) as progress:
         vectors = model.encode(new, "document", plan.batch_size, progress)

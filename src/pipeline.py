@@ -8,23 +8,25 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from src.core.artifacts import fingerprint, require_current
 from src.core.errors import StaleArtifactError
 from src.core.pair_scores import PairScores
-from src.core.storage import DataFolder, load_vectors, save_run
-from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Rows, Run
+from src.core.storage import DataFolder, load_token_vectors, load_vectors, save_run
+from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Rows, Run, TokenVectors
 from src.engine.devices import CpuEngine, Precision
 from src.engine.pair_scorer import CrossEncoderScorer, make_scorer
 from src.indexing import (
     BUILD_COMMAND,
+    TOKENS,
     Bars,
     EncoderPlan,
     IndexPlan,
     bm25_identity,
     embedding_identity,
     load_encoder,
+    tokens_left_out,
     units_of,
 )
 from src.insight.profile import Profiler
@@ -33,6 +35,7 @@ from src.quality.evaluate import Evaluation, evaluate
 from src.quality.fit import BlendFit, fit_blend
 from src.stages.fuse import Method, Weighted, fuse
 from src.stages.index import Bm25Index, FaissIndex
+from src.stages.late_interaction import late_scores, late_scores_in_blocks
 from src.stages.rerank import CandidateScorer, PassageTexts, blend, unchanged
 from src.stages.retrieve import best_chunks, dense_run, first_chunks, lexical_run
 from src.stages.submit import check_depth, write_submission
@@ -46,7 +49,9 @@ class SearchPlan:
 
     Attributes:
         reranker: the cross-encoder; ``None`` turns reranking off.
-        passages_per_document: best chunks of a candidate that the cross-encoder reads.
+        passages_per_document: chunks of a candidate that late interaction and the cross-encoder read.
+        late_weight: of late interaction in stage one's order of the candidates; 0 turns it off.
+        passage_choice: ``best`` chunks by the bi-encoder, or the ``first`` ones of the document (FirstP).
         precision: of the cross-encoder, ``exact`` or ``fast``.
         cpu: how a CPU runs the cross-encoder.
         fit_blend: fit ``blend_weight`` on the labels.
@@ -66,6 +71,8 @@ class SearchPlan:
     passages_per_document: int
     precision: Precision
     cpu: CpuEngine
+    late_weight: float
+    passage_choice: Literal["best", "first"]
     fit_blend: bool = False
 
 
@@ -102,6 +109,9 @@ def retrieve(
     weighted: list[Weighted] = []
     chunk_choice: tuple[Floats, Floats] | None = None
     query_vectors: dict[tuple[str, str | None], Floats] = {}
+    late = _late_encoder(indices, plan)
+    late_key = None if late is None else _query_key(late)
+    question_tokens: TokenVectors | None = None
     for encoder in indices.encoders:
         units = units_of(corpus, chunks, encoder.unit)
         with profiler.stage("load"):
@@ -109,9 +119,10 @@ def retrieve(
             require_current(data.embeddings(encoder.name), "embeddings", *identity, fix=BUILD_COMMAND)
             require_current(data.index(encoder.name), "faiss", *identity, fix=BUILD_COMMAND)
             index = _load_faiss(data.index(encoder.name) / "index.faiss", len(units.texts), indices.device)
-        key = (encoder.model.fingerprint, encoder.query_prefix)
+        key = _query_key(encoder)
         if key not in query_vectors:
-            query_vectors[key] = _encode_queries(encoder, queries, indices, profiler, bars)
+            query_vectors[key], tokens = _encode_queries(encoder, queries, indices, profiler, bars, key == late_key)
+            question_tokens = question_tokens or tokens
         depth = plan.depth_chunks if encoder.unit == "chunk" else plan.depth_documents
         with profiler.stage("dense search", len(queries), "questions"):
             run = dense_run(
@@ -126,12 +137,59 @@ def retrieve(
     with profiler.stage("fusion", len(queries), "questions"):
         depth = max(plan.candidate_k, plan.top_k)
         fused = fuse(weighted, plan.fusion, plan.rrf_k, depth)
-        count = plan.passages_per_document
-        if chunk_choice is not None:
-            passages = best_chunks(fused, chunks, *chunk_choice, count)
-        else:
-            passages = first_chunks(fused, chunks, count)
+        passages = _choose_passages(fused, chunks, chunk_choice, plan)
+    if late is not None and question_tokens is not None:
+        scores = _late_scores(data, corpus, chunks, question_tokens, passages, late, indices, profiler, bars)
+        fused = blend(fused, scores, plan.late_weight, "fused")
+        passages = _choose_passages(fused, chunks, chunk_choice, plan)
     return Retrieval(tuple(item.run for item in weighted), fused, passages)
+
+
+def _query_key(encoder: EncoderPlan) -> tuple[str, str | None]:
+    return encoder.model.fingerprint, encoder.query_prefix
+
+
+def _late_encoder(indices: IndexPlan, plan: SearchPlan) -> EncoderPlan | None:
+    if plan.late_weight > 0 and indices.late_encoder is None:
+        log.warning("WARNING: no encoder works on chunks: late interaction is off. Name one in ENCODERS.")
+    return indices.late_encoder if plan.late_weight > 0 else None
+
+
+def _choose_passages(run: Run, chunks: Chunks, nearest: tuple[Floats, Floats] | None, plan: SearchPlan) -> Rows:
+    """Chunks that stand for each candidate: int32 [Q, K, m]."""
+    if nearest is None or plan.passage_choice == "first":
+        return first_chunks(run, chunks, plan.passages_per_document)
+    return best_chunks(run, chunks, *nearest, plan.passages_per_document)
+
+
+def _late_scores(
+    data: DataFolder,
+    corpus: Corpus,
+    chunks: Chunks,
+    questions: TokenVectors,
+    passages: Rows,
+    encoder: EncoderPlan,
+    indices: IndexPlan,
+    profiler: Profiler,
+    bars: Bars,
+) -> Floats:
+    units = units_of(corpus, chunks, "chunk")
+    folder, identity = data.tokens(encoder.name), embedding_identity(indices, encoder, units)
+    stage, bar = profiler.stage("late interaction", len(passages), "questions"), bars("Late interaction", len(passages))
+    if not tokens_left_out(folder, identity, indices):
+        require_current(folder, TOKENS, *identity, fix=BUILD_COMMAND)
+        tokens = load_token_vectors(folder, len(units.texts), BUILD_COMMAND)
+        with stage, bar as progress:
+            return late_scores(questions, tokens, passages, progress)
+    log.info("Token vectors were too large to be kept: those of the candidates are made now")
+    model = load_encoder(encoder, indices)
+    widest = 2 * model.dimension * indices.max_tokens
+
+    def encode(rows: Rows) -> TokenVectors:
+        return model.encode_tokens([units.texts[row] for row in rows.tolist()], "document", indices.batch_size)[1]
+
+    with stage, bar as progress:
+        return late_scores_in_blocks(questions, passages, encode, max(1, indices.token_bytes // widest), progress)
 
 
 def _load_faiss(path: Path, units: int, device: str) -> FaissIndex:
@@ -145,12 +203,14 @@ def _load_faiss(path: Path, units: int, device: str) -> FaissIndex:
 
 
 def _encode_queries(
-    encoder: EncoderPlan, queries: Queries, indices: IndexPlan, profiler: Profiler, bars: Bars
-) -> Floats:
+    encoder: EncoderPlan, queries: Queries, indices: IndexPlan, profiler: Profiler, bars: Bars, by_token: bool
+) -> tuple[Floats, TokenVectors | None]:
     with profiler.stage("load"):
         model = load_encoder(encoder, indices)
     with profiler.stage("encode", len(queries), "questions"), bars("Encoding questions", len(queries)) as progress:
-        return model.encode(queries.texts, "query", indices.batch_size, progress)
+        if by_token:
+            return model.encode_tokens(queries.texts, "query", indices.batch_size, progress)
+        return model.encode(queries.texts, "query", indices.batch_size, progress), None
 
 
 def _lexical(

@@ -1,11 +1,12 @@
 """Where everything lies in a data folder, and how types become files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,7 +19,7 @@ from src.core.artifacts import (
     save_manifest,
 )
 from src.core.errors import StaleArtifactError
-from src.core.types import PAD, Chunks, Corpus, Floats, Qrels, Queries, Run
+from src.core.types import PAD, Chunks, Corpus, Floats, Qrels, Queries, Run, TokenVectors
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class DataFolder:
     def embeddings(self, name: str) -> Path:
         """Vectors of one encoder over one unit."""
         return self.root / "embeddings" / name
+
+    def tokens(self, name: str) -> Path:
+        """Token vectors of one encoder over one unit."""
+        return self.root / "embeddings" / f"{name}-tokens"
 
     def index(self, name: str) -> Path:
         """One index."""
@@ -168,6 +173,60 @@ def load_vectors(folder: Path, rows: int, fix: str) -> Floats:
     if not np.isfinite(vectors).all():
         raise StaleArtifactError(f"{path}: holds values that are not finite. Run: {fix}")
     return vectors
+
+
+def save_token_vectors(
+    folder: Path,
+    counts: npt.NDArray[np.int64],
+    dimension: int,
+    fill: Callable[[Callable[[int, Floats], None]], None],
+    inputs: Mapping[str, str],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write token vectors as float16 and their manifest, all or nothing; they never lie in memory as a whole.
+
+    Args:
+        counts: int64 [N], tokens of each text.
+        dimension: D of the vectors.
+        fill: is given a function (number of the text, its vectors [counts, D]) and calls it for every text.
+    """
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    with atomic_directory(folder) as temporary:
+        shape = (int(offsets[-1]), dimension)
+        values = np.lib.format.open_memmap(temporary / "tokens.npy", mode="w+", dtype=np.float16, shape=shape)
+
+        def write(number: int, vectors: Floats) -> None:
+            values[offsets[number] : offsets[number + 1]] = vectors
+
+        fill(write)
+        values.flush()
+        np.save(temporary / "offsets.npy", offsets, allow_pickle=False)
+        files = describe_files(temporary, ["tokens.npy", "offsets.npy"])
+        manifest = Manifest(
+            kind="token vectors",
+            inputs=inputs,
+            settings=settings,
+            files=files,
+            counts={"texts": len(counts), "tokens": int(offsets[-1]), "dimension": dimension},
+        )
+        save_manifest(temporary / MANIFEST_NAME, manifest)
+
+
+def load_token_vectors(folder: Path, texts: int, fix: str) -> TokenVectors:
+    """What :func:`save_token_vectors` wrote, mapped from disk. Check the manifest first.
+
+    Raises:
+        StaleArtifactError: where a file cannot be read, or does not hold the vectors of ``texts`` texts.
+    """
+    try:
+        values = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
+        offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise StaleArtifactError(f"{folder}: cannot be read ({error}). Run: {fix}") from error
+    whole = offsets.shape == (texts + 1,) and values.ndim == 2 and offsets[-1] == len(values)
+    if not whole or values.dtype != np.float16 or (np.diff(offsets) < 0).any():
+        raise StaleArtifactError(f"{folder}: does not hold the token vectors of {texts} texts. Run: {fix}")
+    return TokenVectors(values, offsets)
 
 
 def save_run(folder: Path, run: Run, corpus: Corpus, manifest_extra: Mapping[str, Any]) -> Path:

@@ -132,6 +132,25 @@ class Queries:
 
 
 @dataclass(frozen=True)
+class TokenVectors:
+    """Vectors of the tokens of N texts, one text after another.
+
+    Attributes:
+        values: float16 [T, D], rows of unit length; may be mapped from disk.
+        offsets: int64 [N + 1]; text i has the rows ``offsets[i]`` to ``offsets[i + 1]`` of ``values``.
+    """
+
+    values: npt.NDArray[np.float16]
+    offsets: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> npt.NDArray[np.float16]:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+
+@dataclass(frozen=True)
 class Qrels:
     """Relevance labels: question id -> ids of its relevant documents (at least one)."""
 

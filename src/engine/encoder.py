@@ -1,7 +1,8 @@
 """Bi-encoder: texts to unit vectors."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from src.core.errors import UserError
+from src.core.types import TokenVectors
 from src.engine.batches import token_budget_batches
 from src.engine.devices import CpuEngine, explain_loading
 from src.engine.openvino_graphs import (
@@ -24,6 +26,7 @@ from src.engine.openvino_graphs import (
 
 Role = Literal["query", "document"]
 Progress = Callable[[int], None]
+OnTokens = Callable[[int, npt.NDArray[np.float32]], None]
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +101,18 @@ class SentenceEncoder:
         """The model's tokenizer (Hugging Face, fast)."""
         return self.model.tokenizer
 
+    def token_counts(self, texts: Sequence[str], role: Role) -> npt.NDArray[np.int64]:
+        """How many token vectors each text has, int64 [N]: its tokens with the prefix, special ones left out."""
+        rows = self._token_ids(texts, role)
+        return np.array([len(row) for row in rows], dtype=np.int64) - self._special_tokens
+
     def encode(
-        self, texts: Sequence[str], role: Role, batch_size: int = 32, progress: Progress | None = None
+        self,
+        texts: Sequence[str],
+        role: Role,
+        batch_size: int = 32,
+        progress: Progress | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> npt.NDArray[np.float32]:
         """Encode texts; equal texts are encoded once.
 
@@ -108,6 +121,8 @@ class SentenceEncoder:
             role: which prefix to put before them.
             batch_size: texts per forward pass.
             progress: called with the number of further texts done.
+            on_tokens: called for every text with its number and the vectors of its tokens in the last layer, float32
+                [:meth:`token_counts`, D], of unit length: what late interaction compares.
 
         Returns:
             float32 [N, D], rows of unit length.
@@ -116,6 +131,10 @@ class SentenceEncoder:
             FloatingPointError: where the model returned a vector that is not finite.
         """
         unique: dict[str, int] = {}
+        copies_of: dict[str, list[int]] = {}
+        if on_tokens is not None:
+            for number, text in enumerate(texts):
+                copies_of.setdefault(text, []).append(number)
         rows = np.fromiter((unique.setdefault(text, len(unique)) for text in texts), dtype=np.int64, count=len(texts))
         copies = np.bincount(rows, minlength=len(unique)) if len(texts) else np.zeros(0, dtype=np.int64)
         ordered = sorted(unique, key=len, reverse=True)
@@ -125,7 +144,7 @@ class SentenceEncoder:
         for start in range(0, len(ordered), block):
             part = ordered[start : start + block]
             positions = [unique[text] for text in part]
-            vectors[positions] = self._encode(part, role, batch_size)
+            vectors[positions] = self._encode(part, role, batch_size, _to_copies(part, copies_of, on_tokens))
             if progress is not None:
                 progress(int(copies[positions].sum()))
         if not np.isfinite(vectors).all():
@@ -137,29 +156,74 @@ class SentenceEncoder:
             raise FloatingPointError(f"the bi-encoder returned a vector that is not finite, for the text {bad[:80]!r}")
         return vectors[rows]
 
-    def _encode(self, texts: Sequence[str], role: Role, batch_size: int) -> npt.NDArray[np.float32]:
-        if self.runner is None:
-            found: npt.NDArray[np.float32] = self.model.encode(
-                list(texts),
-                prompt=self.prefixes[role],
-                batch_size=batch_size,
-                normalize_embeddings=True,
-                convert_to_numpy=True,
-                show_progress_bar=False,
-            ).astype(np.float32)
-            return found
-        rows = self.tokenizer(
-            [self.prefixes[role] + text for text in texts],
-            truncation=True,
-            max_length=self.model.max_seq_length,
+    def encode_tokens(
+        self, texts: Sequence[str], role: Role, batch_size: int = 32, progress: Progress | None = None
+    ) -> tuple[npt.NDArray[np.float32], TokenVectors]:
+        """Vectors of texts and of their tokens, all in memory; arguments as in :meth:`encode`."""
+        offsets = np.concatenate([[0], np.cumsum(self.token_counts(texts, role))]).astype(np.int64)
+        values = np.zeros((int(offsets[-1]), self.dimension), dtype=np.float16)
+
+        def keep(number: int, vectors: npt.NDArray[np.float32]) -> None:
+            values[offsets[number] : offsets[number + 1]] = vectors
+
+        return self.encode(texts, role, batch_size, progress, keep), TokenVectors(values, offsets)
+
+    @cached_property
+    def _special_tokens(self) -> int:
+        return len(self.tokenizer("")["input_ids"])
+
+    def _token_ids(self, texts: Sequence[str], role: Role) -> list[list[int]]:
+        found: list[list[int]] = self.tokenizer(
+            [self.prefixes[role] + text for text in texts], truncation=True, max_length=self.model.max_seq_length
         )["input_ids"]
+        return found
+
+    def _encode(
+        self, texts: Sequence[str], role: Role, batch_size: int, on_tokens: OnTokens | None
+    ) -> npt.NDArray[np.float32]:
         vectors = np.full((len(texts), self.dimension), np.nan, dtype=np.float32)
-        lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        batches = token_budget_batches(lengths, batch_size, CACHE_TOKENS)
-        self.runner.run(((batch, self._padded([rows[i] for i in batch])) for batch in batches), vectors)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors /= np.where(norms == 0.0, 1.0, norms)
-        return vectors
+        if self.runner is None:
+            self._encode_by_torch(texts, role, batch_size, vectors, on_tokens)
+        else:
+            rows = self._token_ids(texts, role)
+            lengths = np.array([len(row) for row in rows], dtype=np.int64)
+
+            def store(batch: npt.NDArray[np.int64], outputs: list[npt.NDArray[np.float32]]) -> None:
+                vectors[batch] = outputs[0]
+                if on_tokens is not None:
+                    for place, i in enumerate(batch.tolist()):
+                        on_tokens(i, self._inner_tokens(outputs[1][place, : lengths[i]]))
+
+            batches = token_budget_batches(lengths, batch_size, CACHE_TOKENS)
+            self.runner.run(((batch, self._padded([rows[i] for i in batch])) for batch in batches), store)
+        return _unit(vectors)
+
+    def _encode_by_torch(
+        self,
+        texts: Sequence[str],
+        role: Role,
+        batch_size: int,
+        vectors: npt.NDArray[np.float32],
+        on_tokens: OnTokens | None,
+    ) -> None:
+        asked = {"prompt": self.prefixes[role], "batch_size": batch_size, "show_progress_bar": False}
+        if on_tokens is None:
+            vectors[:] = self.model.encode(list(texts), convert_to_numpy=True, **asked)
+            return
+        for i, features in enumerate(self.model.encode(list(texts), output_value=None, **asked)):
+            vectors[i] = features["sentence_embedding"].float().cpu().numpy()
+            filled = features["attention_mask"].bool()
+            on_tokens(i, self._inner_tokens(features["token_embeddings"][filled].float().cpu().numpy()))
+
+    def _inner_tokens(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Unit vectors of all but the special tokens around a text."""
+        before = self._tokens_before
+        return _unit(vectors[before : len(vectors) - (self._special_tokens - before)])
+
+    @cached_property
+    def _tokens_before(self) -> int:
+        mask = self.tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+        return int(np.argmin(mask))
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> Inputs:
         width = max(len(row) for row in rows)
@@ -170,6 +234,24 @@ class SentenceEncoder:
         return {"input_ids": ids, "attention_mask": (np.arange(width) < lengths).astype(np.int64)}
 
 
+def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: npt.NDArray[np.float32] = (vectors / np.where(norms == 0.0, 1.0, norms)).astype(np.float32)
+    return unit
+
+
+def _to_copies(part: Sequence[str], copies_of: Mapping[str, list[int]], on_tokens: OnTokens | None) -> OnTokens | None:
+    """``on_tokens`` of a block of distinct texts, in numbers of all texts."""
+    if on_tokens is None:
+        return None
+
+    def spread(i: int, vectors: npt.NDArray[np.float32]) -> None:
+        for number in copies_of[part[i]]:
+            on_tokens(number, vectors)
+
+    return spread
+
+
 class _SentenceGraph(nn.Module):
     """Every module of a sentence-transformers model, pooling and further layers included."""
 
@@ -177,11 +259,11 @@ class _SentenceGraph(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(model)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         features = {"input_ids": input_ids, "attention_mask": attention_mask}
         for part in self.parts:
             features = part(features)
-        return features["sentence_embedding"]
+        return features["sentence_embedding"], features["token_embeddings"]
 
 
 def _traceable(model: SentenceTransformer) -> Traceable:
@@ -195,4 +277,5 @@ def _traceable(model: SentenceTransformer) -> Traceable:
         inputs=("input_ids", "attention_mask"),
         vocabulary=len(tokenizer),
         pad=int(tokenizer.pad_token_id),
+        per_token=frozenset({1}),
     )

@@ -62,7 +62,11 @@ class OpenVinoBackend:
             UserError: where OpenVINO fails, for want of memory mostly.
         """
         assert self.runner is not None
-        self.runner.run(((batch.rows, batch.inputs) for batch in batches), scores)
+
+        def store(rows: npt.NDArray[np.int64], outputs: list[npt.NDArray[np.float32]]) -> None:
+            scores[rows] = outputs[0]
+
+        self.runner.run(((batch.rows, batch.inputs) for batch in batches), store)
 
 
 def traceable(model: Any) -> Traceable:
@@ -70,7 +74,7 @@ def traceable(model: Any) -> Traceable:
     types = int(getattr(model.config, "type_vocab_size", 0) or 0) > 1
     return Traceable(
         graph=_FirstTokenGraph(model) if BertPairForward.supports(model) else _PlainGraph(model),
-        reference=lambda inputs: model(**inputs).logits[:, 0],
+        reference=lambda inputs: (model(**inputs).logits[:, 0],),
         inputs=("input_ids", "attention_mask", *(["token_type_ids"] if types else [])),
         vocabulary=int(model.config.vocab_size),
         pad=int(getattr(model.config, "pad_token_id", None) or 0),

@@ -43,6 +43,22 @@ def test_openvino_vectors_equal_sentence_transformers(bi_encoder: Path, tmp_path
     assert (found * expected).sum(axis=1).min() >= 0.9999
 
 
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_token_vectors_are_the_last_layers_without_special_tokens(
+    bi_encoder: Path, tmp_path: Path, engine: Engine
+) -> None:
+    encoder = openvino_encoder(bi_encoder, tmp_path, engine)
+    texts = ["карта", "a longer text", "карта"]
+    vectors, tokens = encoder.encode_tokens(texts, "query", batch_size=2)
+    np.testing.assert_allclose(vectors, encoder.encode(texts, "query"), atol=1e-5)
+    peer = SentenceTransformer(str(bi_encoder), device="cpu")
+    for i, text in enumerate(texts):
+        expected = peer.encode(f"q: {text}", output_value="token_embeddings", convert_to_numpy=False)
+        inner = torch.nn.functional.normalize(expected[1:-1], dim=1).cpu().numpy()
+        np.testing.assert_allclose(tokens[i].astype(np.float32), inner, atol=1e-3)
+        assert len(tokens[i]) == encoder.token_counts([text], "query")[0]
+
+
 def test_torch_encodes_where_openvino_cannot(
     bi_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

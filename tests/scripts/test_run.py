@@ -70,7 +70,7 @@ def test_from_csv_files_to_a_submission(project: Project) -> None:
     assert "before reranking" in line
     assert "Recall@100" in line
     profile = json.loads((project.data / "runs" / "rerank-on.profile.json").read_text(encoding="utf-8"))
-    names = ["load", "encode", "dense search", "BM25", "fusion", "tokenise", "rerank", "write"]
+    names = ["load", "encode", "dense search", "BM25", "fusion", "late interaction", "tokenise", "rerank", "write"]
     assert [stage["name"] for stage in profile["stages"]] == names
 
 
@@ -88,6 +88,32 @@ def test_both_runs_stay_on_disk(project: Project) -> None:
     off = pq.read_table(project.data / "runs" / "rerank-off.parquet").to_pylist()
     fused = pq.read_table(project.data / "runs" / "fused.parquet").to_pylist()
     assert off == fused
+
+
+def test_late_interaction_with_and_without_kept_token_vectors(project: Project) -> None:
+    project.prepare()
+    project.run("03_run_search", "--no-rerank")
+    kept = pq.read_table(project.data / "runs" / "rerank-off.parquet")
+    small = project.settings.model_copy(update={"late_interaction_gb": 1e-6})
+    shutil.rmtree(next(project.data.rglob("*-tokens")))
+    lines = project.run("02_build_indices", settings=small)
+    assert starting(lines, "WARNING: the token vectors of 7 chunks would take 0.0 GB, LATE_INTERACTION_GB allows 0.0")
+    lines = project.run("03_run_search", "--no-rerank", settings=small)
+    assert starting(lines, "Token vectors were too large to be kept")
+    assert pq.read_table(project.data / "runs" / "rerank-off.parquet").to_pylist() == kept.to_pylist()
+
+
+def test_late_interaction_off(project: Project) -> None:
+    off = project.settings.model_copy(update={"late_interaction_weight": 0.0})
+    project.prepare()
+    project.run("03_run_search", "--no-rerank", settings=off)
+    without = pq.read_table(project.data / "runs" / "fused.parquet").to_pylist()
+    project.run("03_run_search", "--no-rerank")
+    assert pq.read_table(project.data / "runs" / "fused.parquet").to_pylist() != without
+    shutil.rmtree(next(project.data.rglob("*-tokens")))
+    project.run("03_run_search", "--no-rerank", settings=off)
+    with pytest.raises(StaleArtifactError, match=r"-tokens.* Run: python scripts/02_build_indices\.py"):
+        project.run("03_run_search", "--no-rerank")
 
 
 def test_the_setting_turns_reranking_off(project: Project) -> None:
@@ -231,7 +257,7 @@ def test_artefacts_of_another_encoder(project: Project, tmp_path: Path) -> None:
         project.run("03_run_search", settings=project.settings.model_copy(update={"encoders": encoders}))
 
 
-@pytest.mark.parametrize("name", ["vectors.npy", "index.faiss", "corpus.parquet", "data.csc.index.npy"])
+@pytest.mark.parametrize("name", ["vectors.npy", "tokens.npy", "index.faiss", "corpus.parquet", "data.csc.index.npy"])
 def test_a_truncated_artefact(project: Project, name: str) -> None:
     project.prepare()
     project.run("03_run_search", "--no-rerank")
