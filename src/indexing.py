@@ -155,7 +155,8 @@ def build_indices(data: DataFolder, corpus: Corpus, chunks: Chunks, plan: IndexP
         bars: makes a progress bar.
     """
     vectors_of_text: dict[tuple[str, str | None], dict[str, Floats]] = {}
-    for encoder in plan.encoders:
+    # The one that gives token vectors needs every text of its own; others take over what it has encoded.
+    for encoder in sorted(plan.encoders, key=lambda encoder: encoder != plan.late_encoder):
         units = units_of(corpus, chunks, encoder.unit)
         identity = embedding_identity(plan, encoder, units)
         folder, tokens = data.embeddings(encoder.name), data.tokens(encoder.name)

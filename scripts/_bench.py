@@ -1,0 +1,214 @@
+"""What the benchmark of the cross-encoder runs: made-up pairs of given lengths, peers, and measures of agreement."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+
+from src.engine.devices import CpuEngine, Precision
+from src.engine.pair_scorer import CrossEncoderScorer, make_scorer
+from src.engine.tokens import TokenTable
+from src.engine.torch_backend import TorchBackend
+from src.stages.preprocess import sentence_spans
+
+Floats = npt.NDArray[np.float32]
+Score = Callable[[], Floats]
+
+CANDIDATES = 100
+TOP = 5
+BATCH_SIZE = 32  # of every configuration, the users' default
+MAX_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Work:
+    """Pairs to score.
+
+    Attributes:
+        questions: Q questions.
+        passages: distinct passages.
+        pairs: int32 [Q * K, 2], rows of ``questions`` and ``passages``, question by question.
+        candidates: K, passages per question.
+    """
+
+    questions: tuple[str, ...]
+    passages: tuple[str, ...]
+    pairs: npt.NDArray[np.int32]
+    candidates: int
+
+    def texts(self) -> list[tuple[str, str]]:
+        """(question, passage) of every pair."""
+        return [(self.questions[q], self.passages[p]) for q, p in self.pairs.tolist()]
+
+
+def passage_lengths(kind: str, count: int, generator: random.Random) -> list[int]:
+    """Target lengths of passages, in tokens.
+
+    Args:
+        kind: ``mixed``: log-normal with median 110, from 16 to 500, what chunks and short pages look like together;
+            ``ru512``: all near 490; ``short``: 16 to 64.
+    """
+    if kind == "ru512":
+        return [490] * count
+    if kind == "short":
+        return [generator.randint(16, 64) for _ in range(count)]
+    return [min(500, max(16, round(generator.lognormvariate(4.7, 0.8)))) for _ in range(count)]
+
+
+def make_work(sample: Path, tokenizer: Any, pairs: int, kind: str, seed: int = 0) -> Work:
+    """Questions of the sample against passages put together from sentences of its pages, Russian and English.
+
+    Args:
+        sample: folder with the sample's CSV files.
+        tokenizer: of the model, for the lengths.
+        pairs: how many; rounded up to whole questions.
+    """
+    generator = random.Random(seed)
+    pages = pd.read_csv(sample / "websites_updated.csv", dtype=str, keep_default_na=False)["text"]
+    sentences = [text[start:end] for text in pages for start, end in sentence_spans(text)]
+    sizes = [len(ids) for ids in tokenizer(sentences, add_special_tokens=False)["input_ids"]]
+    questions = pd.read_csv(sample / "questions_clean.csv", dtype=str)["query"].tolist()
+    candidates = min(CANDIDATES, pairs)
+    chosen = [questions[i % len(questions)] for i in range(-(-pairs // candidates))]
+    passages: dict[str, None] = {}
+    targets = passage_lengths(kind, min(5000, max(candidates, pairs)), generator)
+    for target in targets:
+        parts: list[str] = []
+        length, place = 0, generator.randrange(len(sentences))
+        while length < target:
+            parts.append(sentences[place % len(sentences)])
+            length += sizes[place % len(sentences)]
+            place += 1
+        passages[" ".join(parts)] = None
+    rows = [
+        (q, p) for q in range(len(chosen)) for p in sorted(generator.sample(range(len(passages)), candidates))
+    ]  # fmt: skip
+    return Work(tuple(chosen), tuple(passages), np.array(rows, dtype=np.int32), candidates)
+
+
+def our_scorers(directory: Path, fingerprint: str, device: str, kept: Path, threads: int) -> dict[str, Any]:
+    """Scorers of this project, by the name of their configuration."""
+    cpu = CpuEngine("auto", kept, threads)
+
+    def made(precision: Precision) -> CrossEncoderScorer:
+        return make_scorer(directory, fingerprint, device, BATCH_SIZE, MAX_LENGTH, precision, cpu)
+
+    return {
+        "torch, sorted": CrossEncoderScorer(directory, TorchBackend(directory, device), BATCH_SIZE, MAX_LENGTH),
+        "exact": made("exact"),
+        "fast": made("fast"),
+    }
+
+
+def run_scorer(scorer: CrossEncoderScorer, work: Work) -> Score:
+    """Tokenising included."""
+    scorer.load()
+
+    def score() -> Floats:
+        return scorer.score(scorer.tokenize(work.questions), scorer.tokenize(work.passages), work.pairs)
+
+    return score
+
+
+def peers(directory: Path, device: str, max_length: int, work: Work) -> tuple[dict[str, Score], dict[str, str]]:
+    """Other people's code on the same model, and why a peer is left out."""
+    from sentence_transformers import CrossEncoder
+
+    model = CrossEncoder(str(directory), device=device, max_length=max_length, local_files_only=True)
+    texts, size = work.texts(), work.candidates
+    asked = {"batch_size": BATCH_SIZE, "activation_fn": torch.nn.Identity(), "show_progress_bar": False}
+
+    def loop() -> Floats:
+        return np.concatenate([model.predict(texts[i : i + size], **asked) for i in range(0, len(texts), size)])
+
+    found: dict[str, Score] = {"loop": loop, "predict": lambda: np.asarray(model.predict(texts, **asked))}
+    missing: dict[str, str] = {}
+    try:
+        openvino = CrossEncoder(str(directory), backend="openvino", max_length=max_length, local_files_only=True)
+        found["predict, OpenVINO backend"] = lambda: np.asarray(openvino.predict(texts, **asked))
+    except Exception as error:  # an optional peer: whatever stops it is told
+        missing["predict, OpenVINO backend"] = str(error).splitlines()[0]
+    try:
+        from rerankers import Reranker
+
+        ranker = Reranker(str(directory), model_type="cross-encoder", device=device, batch_size=BATCH_SIZE, verbose=0)
+    except Exception as error:
+        missing["rerankers"] = str(error).splitlines()[0]
+    else:
+
+        def by_rerankers() -> Floats:
+            scores = np.zeros(len(texts), dtype=np.float32)
+            for start in range(0, len(texts), size):
+                part = texts[start : start + size]
+                ranked = ranker.rank(part[0][0], [passage for _, passage in part], doc_ids=list(range(len(part))))
+                for result in ranked.results:
+                    scores[start + int(result.document.doc_id)] = result.score
+            return scores
+
+        found["rerankers"] = by_rerankers
+    return found, missing
+
+
+def useful_flops(lengths: npt.NDArray[np.int64], layers: int, hidden: int, inner: int) -> float:
+    """Floating-point operations of an encoder over texts of these lengths, without padding.
+
+    Per layer and token 2 (4 H^2 + 2 H F) for the matrices, and 4 H n for the attention over n tokens.
+    """
+    tokens, squares = float(lengths.sum()), float((lengths.astype(np.float64) ** 2).sum())
+    return layers * (2.0 * (4 * hidden * hidden + 2 * hidden * inner) * tokens + 4.0 * hidden * squares)
+
+
+def measured_peak(device: str, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Operations per second of a large matrix product, the best of its repetitions."""
+    size = 2048 if device == "cpu" else 8192
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best, started = float("inf"), perf_counter()
+    while perf_counter() - started < seconds:
+        if device != "cpu":
+            torch.cuda.synchronize()
+        before = perf_counter()
+        left @ right
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, perf_counter() - before)
+    return 2.0 * size**3 / best
+
+
+def agreement(scores: Floats, reference: Floats, candidates: int) -> dict[str, float]:
+    """How far scores are from the reference's: largest difference, Spearman, share of equal top-5 sets."""
+    rows, right = scores.reshape(-1, candidates), reference.reshape(-1, candidates)
+    tops = [np.argsort(-values, axis=1, kind="stable")[:, :TOP] for values in (rows, right)]
+    same = [set(a) == set(b) for a, b in zip(*(top.tolist() for top in tops), strict=True)]
+    return {
+        "max_error": float(np.abs(scores - reference).max()),
+        "spearman": float(spearmanr(scores, reference).statistic),
+        "top5_agreement": float(np.mean(same)),
+    }
+
+
+def pair_lengths(scorer: CrossEncoderScorer, work: Work) -> npt.NDArray[np.int64]:
+    """Tokens of every pair."""
+    tables: tuple[TokenTable, TokenTable] = (scorer.tokenize(work.questions), scorer.tokenize(work.passages))
+    questions, passages = (table.lengths[work.pairs[:, i]] for i, table in enumerate(tables))
+    return scorer.template.pair_lengths(questions, passages, scorer.max_length)
+
+
+def timed(score: Score) -> tuple[float, Floats]:
+    """Seconds of one call, and its scores."""
+    started = perf_counter()
+    found = score()
+    return perf_counter() - started, found
+
+
+def ratios(seconds: Sequence[float], loop: Sequence[float]) -> tuple[float, float, float]:
+    """Median, lowest and highest of the ratios to the loop, round by round."""
+    values = [base / own for own, base in zip(seconds, loop, strict=True)]
+    return float(np.median(values)), min(values), max(values)
