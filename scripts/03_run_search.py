@@ -15,10 +15,11 @@ from src.engine.devices import pick_device
 from src.indexing import IndexPlan
 from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
-from src.insight.report import hit_lines
+from src.insight.report import fusion_line, hit_lines
 from src.models.language_guard import choose_reranker
 from src.models.resolve import ModelResolver
-from src.pipeline import SearchPlan, search
+from src.pipeline import search
+from src.retrieval import SearchPlan
 
 log = logging.getLogger("search")
 
@@ -60,6 +61,8 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     if flags.fit_blend and (qrels is None or not flags.rerank):
         why = f"there are no labels at {inputs.no_labels}" if qrels is None else "reranking is off"
         raise UserError(f"--fit-blend fits the blend on labels, but {why}. Leave it out, or mend that.")
+    if flags.fit_fusion and qrels is None:
+        raise UserError(f"--fit-fusion needs labels, but there are none at {inputs.no_labels}. Leave it out, or label.")
     indices = index_plan(settings, encoders, pick_device(settings.device))
     plan = search_plan(settings, flags, reranker)
     labels = f"{len(qrels)} labelled questions" if qrels is not None else f"none ({inputs.no_labels})"
@@ -77,6 +80,10 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
             log.info("%s", line)
         log.info("Profile: %s", path)
     log.info("Submission: %s (%d questions, top %d), checked", flags.output, len(queries), plan.top_k)
+    if result.fusion_fit is not None:
+        log.info(
+            "%s", fusion_line(result.fusion_fit, [e.name for e in encoders] + [f"bm25-{u}" for u in indices.bm25_units])
+        )
     no_labels = inputs.no_labels if qrels is None else "any of these questions"
     for line in hit_lines(result.before, result.after, result.reranked, result.warnings, no_labels, result.fit):
         log.info("%s", line)

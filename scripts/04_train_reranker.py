@@ -25,7 +25,6 @@ from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
 from src.models.embedded_reranker import load_base_classifier, merge_adapter
 from src.models.resolve import EMBEDDED, ModelResolver, ResolvedModel
-from src.pipeline import retrieve
 from src.quality.augment import Rewriter, pairs_by_rule
 from src.quality.compare import compare
 from src.quality.crossval import LabelledCandidates, ScorePairs, out_of_fold_scores, split_folds
@@ -39,6 +38,7 @@ from src.quality.training import (
     save_adapter,
     wrap_with_lora,
 )
+from src.retrieval import retrieve
 from src.stages.preprocess import sentence_spans
 from src.stages.rerank import PassageTexts, blend
 

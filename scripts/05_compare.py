@@ -21,8 +21,9 @@ from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
 from src.models.language_guard import choose_reranker
 from src.models.resolve import ModelResolver
-from src.pipeline import candidate_scores, retrieve
+from src.pipeline import candidate_scores
 from src.quality.compare import compare
+from src.retrieval import PassageChoice, choose_passages, retrieve
 from src.stages.rerank import blend
 from src.stages.submit import read_submission
 
@@ -41,6 +42,11 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
     add("--models", nargs="+", metavar="MODEL", help="cross-encoders to make runs with (default: CROSS_ENCODER_MODEL)")
     add("--candidates", nargs="+", type=positive_integer, metavar="K", help="(default: RERANKER_CANDIDATE_K)")
     add("--weights", nargs="+", type=_share, metavar="W", help="blend weights (default: RERANKER_BLEND_WEIGHT)")
+    add(
+        "--passages", nargs="+", type=_passages, metavar="[first:]M",
+        help="chunks of a candidate that the cross-encoder reads: the best M, or with first: the first M "
+        "(default: RERANKER_PASSAGE_CHOICE, RERANKER_PASSAGES_PER_DOCUMENT)",
+    )  # fmt: skip
     add("--limit", type=positive_integer, metavar="N", help="only the first N questions (default: all)")
     add("--name", help="folder of the result under <data folder>/results (default: <date>-compare)")
     return parser
@@ -54,6 +60,13 @@ def _share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
+
+
+def _passages(text: str) -> tuple[PassageChoice, int]:
+    first, _, count = text.rpartition(":")
+    if first not in {"", "first", "best"}:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of passages, such as 2 or first:2")
+    return "first" if first == "first" else "best", positive_integer(count)
 
 
 def _read(text: str, inputs: Inputs, corpus: Corpus, queries: Queries) -> tuple[Run, list[str]]:
@@ -81,6 +94,7 @@ def _make(
     indices = index_plan(settings, encoders, device)
     depths = sorted(set(flags.candidates or [settings.reranker_candidate_k]))
     weights = flags.weights or [settings.reranker_blend_weight]
+    arms = flags.passages or [(settings.reranker_passage_choice, settings.reranker_passages_per_document)]
     base = search_plan(settings, argparse.Namespace(top_k=settings.top_k), None)
     plan = replace(base, candidate_k=max(depths))
     found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, Profiler(), progress_bar)
@@ -88,21 +102,24 @@ def _make(
     for name in flags.models or [settings.cross_encoder_model]:
         model = choose_reranker(resolver, name, settings.cross_encoder_model_multilingual, corpus)
         warnings += [model.warning] if model.warning else []
-        scores = candidate_scores(
-            inputs.data, corpus, chunks, queries, found, replace(plan, reranker=model), device, Profiler(),
-            progress_bar, load_first=False,
-        )  # fmt: skip
-        for depth in depths:
-            for weight in weights:
-                label = f"{model.used.rsplit('/', 1)[-1].removeprefix('embedded:')} K={depth} w={weight:g}"
-                runs.append(blend(found.fused.cut(depth), scores[:, :depth], weight, label))
+        for choice, count in arms:
+            read = replace(found, passages=choose_passages(found.fused, chunks, found.nearest, choice, count))
+            scores = candidate_scores(
+                inputs.data, corpus, chunks, queries, read, replace(plan, reranker=model), device, Profiler(),
+                progress_bar, load_first=False,
+            )  # fmt: skip
+            arm = f" {choice} {count}" if flags.passages else ""
+            for depth in depths:
+                for weight in weights:
+                    label = f"{model.used.rsplit('/', 1)[-1].removeprefix('embedded:')}{arm} K={depth} w={weight:g}"
+                    runs.append(blend(found.fused.cut(depth), scores[:, :depth], weight, label))
     return runs, warnings
 
 
 def run(settings: Settings, arguments: Sequence[str]) -> None:
     """Read or make the runs, compare, print and save."""
     flags = _parser(settings).parse_args(arguments)
-    making = [name for name in ("models", "candidates", "weights") if getattr(flags, name)]
+    making = [name for name in ("models", "candidates", "weights", "passages") if getattr(flags, name)]
     if flags.runs and making:
         raise UserError(f"--{making[0]} makes runs, but runs on disk are named too. Give one or the other.")
     set_up_threads(settings.cpu_threads)

@@ -79,6 +79,11 @@ def add_search_flags(parser: argparse.ArgumentParser, settings: Settings) -> Non
         help="fit RERANKER_BLEND_WEIGHT on the labels by cross-validation and report the held-out gain (default: off)",
     )
     parser.add_argument(
+        "--fit-fusion",
+        action="store_true",
+        help="fit stage one's FUSION_METHOD and weights on the labels in the same way (default: off)",
+    )
+    parser.add_argument(
         "--enable-profiling",
         action="store_true",
         help="table of time, throughput and memory per stage, also as JSON in data/runs (default: off)",

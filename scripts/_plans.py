@@ -11,7 +11,7 @@ from src.core.types import Chunks, Corpus, Queries
 from src.engine.devices import CpuEngine
 from src.indexing import EncoderPlan, IndexPlan
 from src.models.resolve import ModelResolver, ResolvedModel
-from src.pipeline import SearchPlan
+from src.retrieval import SearchPlan
 
 
 def encoder_plans(settings: Settings, resolver: ModelResolver) -> tuple[EncoderPlan, ...]:
@@ -72,6 +72,7 @@ def search_plan(settings: Settings, flags: Namespace, reranker: ResolvedModel | 
         late_weight=settings.late_interaction_weight,
         passage_choice=settings.reranker_passage_choice,
         fit_blend=getattr(flags, "fit_blend", False),
+        fit_fusion=getattr(flags, "fit_fusion", False),
     )
 
 
@@ -87,7 +88,7 @@ def plan_lines(
             f"BM25 over {unit}s: {indices.bm25_backend}, k1 {indices.bm25_k1:g}, b {indices.bm25_b:g}, "
             f"weight {plan.bm25_weights[unit]:g}"
         )
-    fusion = plan.fusion if plan.fusion == "convex" else f"rrf, k {plan.rrf_k}"
+    fusion = "to be fitted" if plan.fit_fusion else plan.fusion if plan.fusion == "convex" else f"rrf, k {plan.rrf_k}"
     late = f", late interaction weight {plan.late_weight:g}" if plan.late_weight > 0 else ""
     yield f"Fusion: {fusion}{late}. Device: {indices.device}."
     if plan.reranker is None:

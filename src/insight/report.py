@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from src.quality.evaluate import Evaluation
-from src.quality.fit import BlendFit
+from src.quality.fit import BlendFit, FusionFit
 
 
 def hit_lines(
@@ -43,6 +43,17 @@ def hit_lines(
         )
     for warning in warnings:
         yield f"  WARNING: {warning}"
+
+
+def fusion_line(fit: FusionFit, names: Sequence[str]) -> str:
+    """The fitted fusion in one line; ``names`` are those of its runs."""
+    weights = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(names, fit.weights, strict=True))
+    shown = "shown" if fit.shown else "not shown: the interval includes 0"
+    return (
+        f"Fusion fitted: {fit.method}, {weights}. Hit@5 of stage one on questions that did not choose its weights "
+        f"{fit.before:.4f} -> {fit.after:.4f}, {100 * fit.gain.mean:+.2f} points, 95 % interval "
+        f"[{100 * fit.gain.low:+.2f}, {100 * fit.gain.high:+.2f}]: {shown}"
+    )
 
 
 def _hit_line(before: Evaluation, after: Evaluation, reranked: bool) -> str:

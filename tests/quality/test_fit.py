@@ -5,7 +5,8 @@ import pytest
 
 from src.core.errors import UserError
 from src.core.types import Corpus, Qrels, Run
-from src.quality.fit import FOLDS, WEIGHTS, fit_blend
+from src.quality.fit import FOLDS, WEIGHTS, fit_blend, fit_fusion
+from src.stages.fuse import Method, Weighted, fuse
 from src.stages.rerank import blend
 
 CORPUS = Corpus(tuple("abcdefgh"), ("",) * 8, ("x",) * 8)
@@ -67,3 +68,63 @@ def test_too_few_labels() -> None:
     run, blended, qrels = problem([0] * 4, [7] * 4)
     with pytest.raises(UserError, match="4 questions of this run are labelled, at least 5 are needed"):
         fit_blend(run, blended, CORPUS, qrels)
+
+
+def fused_of(good: list[bool], weights_seen: list[tuple[str, tuple[float, ...]]] | None = None) -> Callable[..., Run]:
+    """Two runs over 8 documents: the first ranks 0..7, the second 7..0; ``good``: whose right page is document 7."""
+    count = len(good)
+    ids = tuple(f"q{i}" for i in range(count))
+    rows = np.tile(np.arange(8, dtype=np.int32), (count, 1))
+    scores = np.tile(np.arange(8, 0, -1, dtype=np.float32), (count, 1))
+    first = Run("first", ids, rows, scores, CORPUS.fingerprint)
+    second = Run("second", ids, rows[:, ::-1].copy(), scores, CORPUS.fingerprint)
+
+    def fused(method: Method, weights: tuple[float, ...]) -> Run:
+        if weights_seen is not None:
+            weights_seen.append((method, tuple(weights)))
+        return fuse([Weighted(first, weights[0]), Weighted(second, weights[1])], method, 60, 8)
+
+    return fused
+
+
+def labels(right: list[int]) -> Qrels:
+    return Qrels({f"q{i}": frozenset(CORPUS.doc_ids[row]) for i, row in enumerate(right)})
+
+
+def test_fusion_finds_the_run_that_is_right() -> None:
+    run, fit = fit_fusion("convex", [1.0, 0.5], fused_of([True] * 20), CORPUS, labels([7] * 20))
+    # As configured the first run outweighs the second, and document 7 comes last.
+    assert (fit.before, fit.after, fit.gain.low, fit.shown) == (0.0, 1.0, 1.0, True)
+    assert fit.weights[1] > fit.weights[0]
+    assert run.doc_rows[:, 0].tolist() == [7] * 20
+
+
+def test_fusion_stays_as_configured_where_nothing_is_better() -> None:
+    run, fit = fit_fusion("rrf", [1.0, 0.5], fused_of([False] * 10), CORPUS, labels([0] * 10))
+    assert (fit.method, fit.weights, fit.gain.mean, fit.shown) == ("rrf", (1.0, 0.5), 0.0, False)
+    assert set(fit.fold_choices) == {("rrf", (1.0, 0.5))}
+    assert run.doc_rows[:, 0].tolist() == [0] * 10
+
+
+def test_no_question_chooses_its_own_fusion() -> None:
+    # One question alone wants the second run: the folds that hold it out search it as configured.
+    run, fit = fit_fusion("convex", [1.0, 0.5], fused_of([True] + [False] * 14), CORPUS, labels([7] + [0] * 14))
+    assert run.doc_rows[0, 0] == 0
+    assert fit.after <= fit.before == 14 / 15
+
+
+def test_unlabelled_questions_get_the_weights_of_all() -> None:
+    run, _ = fit_fusion("convex", [1.0, 0.5], fused_of([True] * 12), CORPUS, labels([7] * 9))
+    assert run.doc_rows[9:, 0].tolist() == [7] * 3
+
+
+def test_no_run_is_ever_left_without_weight() -> None:
+    seen: list[tuple[str, tuple[float, ...]]] = []
+    fit_fusion("convex", [1.0, 0.5], fused_of([True] * 10, seen), CORPUS, labels([7] * 10))
+    assert all(any(weight > 0 for weight in weights) for _, weights in seen)
+    assert {method for method, _ in seen} == {"convex", "rrf"}
+
+
+def test_too_few_labels_for_a_fusion() -> None:
+    with pytest.raises(UserError, match="--fit-fusion: 4 questions of this run are labelled, at least 5 are needed"):
+        fit_fusion("convex", [1.0, 0.5], fused_of([True] * 4), CORPUS, labels([7] * 4))

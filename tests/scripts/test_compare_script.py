@@ -52,6 +52,15 @@ def test_a_sweep_scores_no_pair_twice(project: Project) -> None:
     assert found["runs"][3]["metrics"]["Hit@1"] == found["runs"][0]["metrics"]["Hit@1"]
 
 
+def test_passages_are_an_arm_of_their_own(project: Project) -> None:
+    lines = project.run("05_compare", "--passages", "1", "2", "first:1", "--weights", "1", "--name", "arms")
+    found = json.loads((project.data / "results" / "arms" / "compare.json").read_text(encoding="utf-8"))
+    names = [run["name"].split(" ", 1)[1] for run in found["runs"][1:]]
+    assert names == ["best 1 K=5 w=1", "best 2 K=5 w=1", "first 1 K=5 w=1"]
+    # The second arm reads what the first one read: those pairs are not scored again.
+    assert sum("kept from earlier runs" in line and " 0 kept" not in line for line in lines) >= 1
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
@@ -59,6 +68,7 @@ def test_a_sweep_scores_no_pair_twice(project: Project) -> None:
         (["rerank-off"], "1 run given, at least 2 are needed"),
         (["rerank-off", "rerank-off"], "two runs have the name 'rerank-off'"),
         (["rerank-off", "nowhere.csv"], r"nowhere\.csv: no such submission file"),
+        (["rerank-off", "fused", "--passages", "2"], "--passages makes runs, but runs on disk are named too"),
         (["rerank-off", "fused", "--weights", "0.5"], "--weights makes runs, but runs on disk are named too"),
         (["rerank-off", "fused", "--limit", "2"], "made over the questions .* Only runs over the same corpus"),
     ],

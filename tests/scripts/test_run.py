@@ -137,11 +137,15 @@ def test_labels_of_other_questions_measure_nothing(project: Project) -> None:
     assert starting(lines, "Hit@5: ") == "Hit@5: not measured (no labels at any of these questions)"
 
 
-def test_a_fitted_blend_is_reported_on_questions_that_did_not_choose_it(project: Project) -> None:
+def twice_the_questions(project: Project) -> None:
     more = [f'q{i},"{text}"' for i, text in enumerate(list(QUESTIONS.values()) * 2, start=1)]
     write_csv(project.data / "raw" / "questions_clean.csv", "q_id,query", more)
     rows = [f"q{i},{docs[0]}" for i, docs in enumerate(list(LABELS.values()) * 2, start=1)]
     write_csv(project.data / "raw" / "qrels.csv", "q_id,web_id", rows)
+
+
+def test_a_fitted_blend_is_reported_on_questions_that_did_not_choose_it(project: Project) -> None:
+    twice_the_questions(project)
     project.prepare()
     lines = project.run("03_run_search", "--fit-blend")
     line = next(line for line in lines if "Blend weight fitted: " in line)
@@ -162,6 +166,25 @@ def test_a_blend_that_cannot_be_fitted(project: Project, flags: list[str], compl
     with pytest.raises(UserError, match=complaint):
         project.run("03_run_search", "--fit-blend", *flags)
     assert not project.output.exists()
+
+
+def test_a_fitted_fusion(project: Project) -> None:
+    project.prepare()
+    with pytest.raises(UserError, match="--fit-fusion: 4 questions of this run are labelled"):
+        project.run("03_run_search", "--fit-fusion")
+    twice_the_questions(project)
+    project.prepare()
+    lines = project.run("03_run_search", "--fit-fusion", "--no-rerank")
+    assert starting(lines, "Fusion fitted: ")
+    manifest = json.loads((project.data / "runs" / "rerank-off.manifest.json").read_text(encoding="utf-8"))
+    assert len(manifest["extra"]["fusion_fit"]["fold_choices"]) == 5
+
+
+def test_a_fusion_cannot_be_fitted_without_labels(project: Project) -> None:
+    (project.data / "raw" / "qrels.csv").unlink()
+    project.prepare()
+    with pytest.raises(UserError, match="--fit-fusion needs labels, but there are none at"):
+        project.run("03_run_search", "--fit-fusion")
 
 
 def test_limit_and_top_k(project: Project) -> None:

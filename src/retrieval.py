@@ -1,0 +1,264 @@
+"""The composition of stage one: search every index, fuse, compare token by token, choose the passages to be read."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from src.core.artifacts import require_current
+from src.core.errors import StaleArtifactError
+from src.core.storage import DataFolder, load_token_vectors, load_vectors
+from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Rows, Run, TokenVectors
+from src.engine.devices import CpuEngine, Precision
+from src.indexing import (
+    BUILD_COMMAND,
+    TOKENS,
+    Bars,
+    EncoderPlan,
+    IndexPlan,
+    bm25_identity,
+    embedding_identity,
+    load_encoder,
+    tokens_left_out,
+    units_of,
+)
+from src.insight.profile import Profiler
+from src.models.resolve import ResolvedModel
+from src.quality.fit import FusionFit, fit_fusion
+from src.stages.fuse import Method, Weighted, fuse
+from src.stages.index import Bm25Index, FaissIndex
+from src.stages.late_interaction import late_scores, late_scores_in_blocks
+from src.stages.rerank import blend
+from src.stages.retrieve import best_chunks, dense_run, first_chunks, lexical_run
+
+PassageChoice = Literal["best", "first"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """How a run searches and reranks.
+
+    Attributes:
+        reranker: the cross-encoder; ``None`` turns reranking off.
+        passages_per_document: chunks of a candidate that late interaction and the cross-encoder read.
+        late_weight: of late interaction in stage one's order of the candidates; 0 turns it off.
+        passage_choice: ``best`` chunks by the bi-encoder, or the ``first`` ones of the document (FirstP).
+        precision: of the cross-encoder, ``exact`` or ``fast``.
+        cpu: how a CPU runs the cross-encoder.
+        fit_blend: fit ``blend_weight`` on the labels.
+        fit_fusion: fit the method of the fusion and the weights of the runs on the labels.
+    """
+
+    bm25_weights: Mapping[str, float]
+    fusion: Method
+    rrf_k: int
+    depth_documents: int
+    depth_chunks: int
+    candidate_k: int
+    top_k: int
+    reranker: ResolvedModel | None
+    batch_size: int
+    max_length: int
+    blend_weight: float
+    passages_per_document: int
+    precision: Precision
+    cpu: CpuEngine
+    late_weight: float
+    passage_choice: PassageChoice
+    fit_blend: bool = False
+    fit_fusion: bool = False
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What stage one hands on.
+
+    Attributes:
+        runs: the run of each index.
+        fused: the candidates.
+        passages: int32 [Q, K, m], the chunks of each candidate to be read, best first.
+        nearest: float32 [Q, D] and [C, D], vectors of questions and chunks that chose the best passages; ``None``
+            where nothing encodes chunks.
+        fit: the fitted fusion, where one was asked for.
+    """
+
+    runs: tuple[Run, ...]
+    fused: Run
+    passages: Rows
+    nearest: tuple[Floats, Floats] | None = None
+    fit: FusionFit | None = None
+
+
+def retrieve(
+    data: DataFolder,
+    corpus: Corpus,
+    chunks: Chunks,
+    queries: Queries,
+    indices: IndexPlan,
+    plan: SearchPlan,
+    profiler: Profiler,
+    bars: Bars,
+    qrels: Qrels | None = None,
+) -> Retrieval:
+    """Stage one: search every index and fuse.
+
+    Args:
+        qrels: what the fusion is fitted on, where the plan asks for that.
+
+    Raises:
+        StaleArtifactError: where an index is missing, stale or damaged; names the command that makes it anew.
+    """
+    weighted: list[Weighted] = []
+    chunk_choice: tuple[Floats, Floats] | None = None
+    query_vectors: dict[tuple[str, str | None], Floats] = {}
+    late = _late_encoder(indices, plan)
+    late_key = None if late is None else _query_key(late)
+    question_tokens: TokenVectors | None = None
+    for encoder in indices.encoders:
+        units = units_of(corpus, chunks, encoder.unit)
+        with profiler.stage("load"):
+            identity = embedding_identity(indices, encoder, units)
+            require_current(data.embeddings(encoder.name), "embeddings", *identity, fix=BUILD_COMMAND)
+            require_current(data.index(encoder.name), "faiss", *identity, fix=BUILD_COMMAND)
+            index = _load_faiss(data.index(encoder.name) / "index.faiss", len(units.texts), indices.device)
+        key = _query_key(encoder)
+        if key not in query_vectors:
+            query_vectors[key], tokens = _encode_queries(encoder, queries, indices, profiler, bars, key == late_key)
+            question_tokens = question_tokens or tokens
+        depth = plan.depth_chunks if encoder.unit == "chunk" else plan.depth_documents
+        with profiler.stage("dense search", len(queries), "questions"):
+            run = dense_run(
+                encoder.name, index, query_vectors[key], units.docs, queries, corpus, depth, plan.depth_documents
+            )
+        weighted.append(Weighted(run, encoder.weight))
+        if encoder.unit == "chunk" and chunk_choice is None:
+            vectors = load_vectors(data.embeddings(encoder.name), len(chunks), BUILD_COMMAND)
+            chunk_choice = (query_vectors[key], vectors)
+    for unit in indices.bm25_units:
+        weighted.append(_lexical(data, corpus, chunks, queries, indices, plan, unit, profiler))
+    with profiler.stage("fusion", len(queries), "questions"):
+        depth = max(plan.candidate_k, plan.top_k)
+        if plan.fit_fusion and qrels is not None:
+            fused, fit = _fused_by_labels(weighted, plan, depth, corpus, qrels)
+        else:
+            fused, fit = fuse(weighted, plan.fusion, plan.rrf_k, depth), None
+        passages = choose_passages(fused, chunks, chunk_choice, plan.passage_choice, plan.passages_per_document)
+    if late is not None and question_tokens is not None:
+        scores = _late_scores(data, corpus, chunks, question_tokens, passages, late, indices, profiler, bars)
+        fused = blend(fused, scores, plan.late_weight, "fused")
+        passages = choose_passages(fused, chunks, chunk_choice, plan.passage_choice, plan.passages_per_document)
+    return Retrieval(tuple(item.run for item in weighted), fused, passages, chunk_choice, fit)
+
+
+def _fused_by_labels(
+    weighted: Sequence[Weighted], plan: SearchPlan, depth: int, corpus: Corpus, qrels: Qrels
+) -> tuple[Run, FusionFit]:
+    """The fused run with fitted weights: a labelled question gets those that were fitted without it."""
+
+    def fused(method: Method, weights: Sequence[float]) -> Run:
+        items = [replace(item, weight=weight) for item, weight in zip(weighted, weights, strict=True)]
+        return fuse(items, method, plan.rrf_k, depth)
+
+    return fit_fusion(plan.fusion, [item.weight for item in weighted], fused, corpus, qrels)
+
+
+def _query_key(encoder: EncoderPlan) -> tuple[str, str | None]:
+    return encoder.model.fingerprint, encoder.query_prefix
+
+
+def _late_encoder(indices: IndexPlan, plan: SearchPlan) -> EncoderPlan | None:
+    if plan.late_weight > 0 and indices.late_encoder is None:
+        log.warning("WARNING: no encoder works on chunks: late interaction is off. Name one in ENCODERS.")
+    return indices.late_encoder if plan.late_weight > 0 else None
+
+
+def choose_passages(
+    run: Run, chunks: Chunks, nearest: tuple[Floats, Floats] | None, choice: PassageChoice, count: int
+) -> Rows:
+    """Chunks that stand for each candidate: int32 [Q, K, count], -1 pads.
+
+    Args:
+        nearest: vectors of questions and chunks; without them the first chunks are taken.
+        choice: ``best`` chunks by those vectors, or the ``first`` ones of the document.
+    """
+    if nearest is None or choice == "first":
+        return first_chunks(run, chunks, count)
+    return best_chunks(run, chunks, *nearest, count)
+
+
+def _late_scores(
+    data: DataFolder,
+    corpus: Corpus,
+    chunks: Chunks,
+    questions: TokenVectors,
+    passages: Rows,
+    encoder: EncoderPlan,
+    indices: IndexPlan,
+    profiler: Profiler,
+    bars: Bars,
+) -> Floats:
+    units = units_of(corpus, chunks, "chunk")
+    folder, identity = data.tokens(encoder.name), embedding_identity(indices, encoder, units)
+    stage, bar = profiler.stage("late interaction", len(passages), "questions"), bars("Late interaction", len(passages))
+    if not tokens_left_out(folder, identity, indices):
+        require_current(folder, TOKENS, *identity, fix=BUILD_COMMAND)
+        tokens = load_token_vectors(folder, len(units.texts), BUILD_COMMAND)
+        with stage, bar as progress:
+            return late_scores(questions, tokens, passages, progress)
+    log.info("Token vectors were too large to be kept: those of the candidates are made now")
+    model = load_encoder(encoder, indices)
+    widest = 2 * model.dimension * indices.max_tokens
+
+    def encode(rows: Rows) -> TokenVectors:
+        return model.encode_tokens([units.texts[row] for row in rows.tolist()], "document", indices.batch_size)[1]
+
+    with stage, bar as progress:
+        return late_scores_in_blocks(questions, passages, encode, max(1, indices.token_bytes // widest), progress)
+
+
+def _load_faiss(path: Path, units: int, device: str) -> FaissIndex:
+    try:
+        index = FaissIndex.load(path, use_gpu=device.startswith("cuda"))
+    except RuntimeError as error:
+        raise StaleArtifactError(f"{path}: cannot be read ({str(error)[:120]}). Run: {BUILD_COMMAND}") from error
+    if len(index) != units:
+        raise StaleArtifactError(f"{path}: holds {len(index)} vectors, {units} expected. Run: {BUILD_COMMAND}")
+    return index
+
+
+def _encode_queries(
+    encoder: EncoderPlan, queries: Queries, indices: IndexPlan, profiler: Profiler, bars: Bars, by_token: bool
+) -> tuple[Floats, TokenVectors | None]:
+    with profiler.stage("load"):
+        model = load_encoder(encoder, indices)
+    with profiler.stage("encode", len(queries), "questions"), bars("Encoding questions", len(queries)) as progress:
+        if by_token:
+            return model.encode_tokens(queries.texts, "query", indices.batch_size, progress)
+        return model.encode(queries.texts, "query", indices.batch_size, progress), None
+
+
+def _lexical(
+    data: DataFolder,
+    corpus: Corpus,
+    chunks: Chunks,
+    queries: Queries,
+    indices: IndexPlan,
+    plan: SearchPlan,
+    unit: str,
+    profiler: Profiler,
+) -> Weighted:
+    units = units_of(corpus, chunks, unit)
+    folder = data.index(f"bm25-{unit}")
+    with profiler.stage("load"):
+        require_current(folder, "bm25", *bm25_identity(indices, unit, units), fix=BUILD_COMMAND)
+        try:
+            index = Bm25Index.load(folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise StaleArtifactError(f"{folder}: cannot be read ({error}). Run: {BUILD_COMMAND}") from error
+    depth = plan.depth_chunks if unit == "chunk" else plan.depth_documents
+    with profiler.stage("BM25", len(queries), "questions"):
+        run = lexical_run(f"bm25-{unit}", index, units.docs, queries, corpus, depth, plan.depth_documents)
+    return Weighted(run, plan.bm25_weights[unit], absent_is_zero=True)
