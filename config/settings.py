@@ -39,12 +39,12 @@ RRF_K = 60  # constant of rrf; ranks start at 1
 SEARCH_DEPTH_DOCUMENTS = 200  # documents per question and document index
 SEARCH_DEPTH_CHUNKS = 600  # chunks per question and chunk index
 
-LATE_INTERACTION_WEIGHT = 0.25  # of token-by-token similarity (MaxSim) in stage one's order of the candidates; 0: off
+LATE_INTERACTION_WEIGHT = 0.15  # of token-by-token similarity (MaxSim) in stage one's order of the candidates; 0: off
 LATE_INTERACTION_GB = 4.0  # most disk space for token vectors; beyond it, those of candidates are made in each search
 
 # --- reranking ---
 RERANKER_PRECISION = "fast"  # fast: 16 bits where the device multiplies them in hardware; exact: float32
-RERANKER_BLEND_WEIGHT = 0.3  # 0: stage one decides, 1: the cross-encoder alone
+RERANKER_BLEND_WEIGHT = 0.35  # 0: stage one decides, 1: the cross-encoder alone
 RERANKER_PASSAGES_PER_DOCUMENT = 1  # best chunks of a document that are read; the highest score counts
 RERANKER_PASSAGE_CHOICE = "best"  # best: the chunks nearest to the question; first: those the document begins with
 RERANKER_MAX_LENGTH = 160  # tokens per pair; the passage is cut, never the question
