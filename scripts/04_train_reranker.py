@@ -16,14 +16,14 @@ from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_th
 from _inputs import choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import cpu_engine, encoder_plans, index_plan, search_plan
 from config import Settings
-from src.core.artifacts import atomic_directory, fingerprint
+from src.core.artifacts import atomic_directory, file_sha256, fingerprint
 from src.core.errors import UserError
 from src.engine.devices import CpuEngine, pick_device
 from src.engine.encoder import SentenceEncoder
 from src.insight.comparison import gain_lines
 from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
-from src.models.embedded_reranker import load_base_classifier, merge_adapter
+from src.models.embedded_reranker import ADAPTER_WEIGHTS, load_base_classifier, merge_adapter
 from src.models.resolve import EMBEDDED, ModelResolver, ResolvedModel
 from src.quality.augment import Rewriter, pairs_by_rule
 from src.quality.compare import compare
@@ -35,6 +35,7 @@ from src.quality.training import (
     TrainingSettings,
     held_out_accuracy,
     load_adapter,
+    read_recipe,
     save_adapter,
     wrap_with_lora,
 )
@@ -239,7 +240,9 @@ def _cross_validate(
         return trainer.scores
 
     folds = split_folds(labelled.labelled, flags.folds, flags.seed)
-    key = fingerprint([forge.base.fingerprint, asdict(forge.shape), [[s.name, s.share] for s in others]])
+    adapter = forge.continue_from
+    start = None if adapter is None else [read_recipe(adapter), file_sha256(adapter / ADAPTER_WEIGHTS)]
+    key = fingerprint([forge.base.fingerprint, start, asdict(forge.shape), [[s.name, s.share] for s in others]])
     tuned = out_of_fold_scores(labelled, folds, train, forge.folder, key)
     runs = [replace(labelled.candidates, name="stage one")]
     if forge.base.role == "cross-encoder":

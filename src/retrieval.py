@@ -3,8 +3,11 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from src.core.artifacts import require_current
 from src.core.errors import StaleArtifactError
@@ -17,6 +20,7 @@ from src.indexing import (
     Bars,
     EncoderPlan,
     IndexPlan,
+    Units,
     bm25_identity,
     embedding_identity,
     load_encoder,
@@ -117,8 +121,13 @@ def retrieve(
     late = _late_encoder(indices, plan)
     late_key = None if late is None else _query_key(late)
     question_tokens: TokenVectors | None = None
+
+    @cache
+    def units_by(unit: str) -> Units:
+        return units_of(corpus, chunks, unit)
+
     for encoder in indices.encoders:
-        units = units_of(corpus, chunks, encoder.unit)
+        units = units_by(encoder.unit)
         with profiler.stage("load"):
             identity = embedding_identity(indices, encoder, units)
             require_current(data.embeddings(encoder.name), "embeddings", *identity, fix=BUILD_COMMAND)
@@ -138,7 +147,7 @@ def retrieve(
             vectors = load_vectors(data.embeddings(encoder.name), len(chunks), BUILD_COMMAND)
             chunk_choice = (query_vectors[key], vectors)
     for unit in indices.bm25_units:
-        weighted.append(_lexical(data, corpus, chunks, queries, indices, plan, unit, profiler))
+        weighted.append(_lexical(data, corpus, units_by(unit), queries, indices, plan, unit, profiler))
     with profiler.stage("fusion", len(queries), "questions"):
         depth = max(plan.candidate_k, plan.top_k)
         if plan.fit_fusion and qrels is not None:
@@ -147,9 +156,9 @@ def retrieve(
             fused, fit = fuse(weighted, plan.fusion, plan.rrf_k, depth), None
         passages = choose_passages(fused, chunks, chunk_choice, plan.passage_choice, plan.passages_per_document)
     if late is not None and question_tokens is not None:
-        scores = _late_scores(data, corpus, chunks, question_tokens, passages, late, indices, profiler, bars)
-        fused = blend(fused, scores, plan.late_weight, "fused")
-        passages = choose_passages(fused, chunks, chunk_choice, plan.passage_choice, plan.passages_per_document)
+        scores = _late_scores(data, units_by("chunk"), question_tokens, passages, late, indices, profiler, bars)
+        before, fused = fused, blend(fused, scores, plan.late_weight, "fused")
+        passages = follow_documents(passages, before, fused)
     return Retrieval(tuple(item.run for item in weighted), fused, passages, chunk_choice, fit)
 
 
@@ -189,10 +198,17 @@ def choose_passages(
     return best_chunks(run, chunks, *nearest, count)
 
 
+def follow_documents(passages: Rows, before: Run, after: Run) -> Rows:
+    """Passages of the candidates of ``before``, int32 [Q, K, m], in the order in which ``after`` has the documents."""
+    old, new = (np.argsort(run.doc_rows, axis=1, kind="stable") for run in (before, after))
+    places = np.empty_like(old)
+    np.put_along_axis(places, new, old, axis=1)
+    return np.take_along_axis(passages, places[:, :, None], axis=1)
+
+
 def _late_scores(
     data: DataFolder,
-    corpus: Corpus,
-    chunks: Chunks,
+    units: Units,
     questions: TokenVectors,
     passages: Rows,
     encoder: EncoderPlan,
@@ -200,7 +216,6 @@ def _late_scores(
     profiler: Profiler,
     bars: Bars,
 ) -> Floats:
-    units = units_of(corpus, chunks, "chunk")
     folder, identity = data.tokens(encoder.name), embedding_identity(indices, encoder, units)
     stage, bar = profiler.stage("late interaction", len(passages), "questions"), bars("Late interaction", len(passages))
     if not tokens_left_out(folder, identity, indices):
@@ -243,14 +258,13 @@ def _encode_queries(
 def _lexical(
     data: DataFolder,
     corpus: Corpus,
-    chunks: Chunks,
+    units: Units,
     queries: Queries,
     indices: IndexPlan,
     plan: SearchPlan,
     unit: str,
     profiler: Profiler,
 ) -> Weighted:
-    units = units_of(corpus, chunks, unit)
     folder = data.index(f"bm25-{unit}")
     with profiler.stage("load"):
         require_current(folder, "bm25", *bm25_identity(indices, unit, units), fix=BUILD_COMMAND)

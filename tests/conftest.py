@@ -72,16 +72,17 @@ def xlmr_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+TINY_SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 128,
+}
+
+
 def tiny_config(vocabulary: int, **changes: int) -> BertConfig:
-    return BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=128,
-        **changes,
-    )
+    return BertConfig(vocab_size=vocabulary, **TINY_SIZES, **changes)
 
 
 def save_cross_encoder(folder: Path, labels: int = 1) -> Path:
@@ -105,13 +106,10 @@ def xlmr_cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(8)
     folder = tmp_path_factory.mktemp("models") / "xlmr-cross-encoder"
     tokenizer = xlmr_tokenizer()
-    sizes = tiny_config(len(tokenizer)).to_dict() | {"max_position_embeddings": 130, "pad_token_id": 1}
-    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    # RoBERTa's positions begin at 2.
+    sizes = TINY_SIZES | {"max_position_embeddings": 130}
     config = XLMRobertaConfig(
-        **{name: sizes[name] for name in (*names, "max_position_embeddings", "pad_token_id")},
-        type_vocab_size=1,
-        num_labels=1,
-        initializer_range=0.3,
+        vocab_size=len(tokenizer), **sizes, pad_token_id=1, type_vocab_size=1, num_labels=1, initializer_range=0.3
     )
     XLMRobertaForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -125,15 +123,7 @@ def electra_cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "electra-cross-encoder"
     tokenizer = bert_tokenizer()
     config = ElectraConfig(
-        vocab_size=len(tokenizer),
-        embedding_size=16,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=128,
-        num_labels=1,
-        initializer_range=0.3,
+        vocab_size=len(tokenizer), **TINY_SIZES, embedding_size=16, num_labels=1, initializer_range=0.3
     )
     ElectraForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

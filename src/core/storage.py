@@ -19,7 +19,7 @@ from src.core.artifacts import (
     save_manifest,
 )
 from src.core.errors import StaleArtifactError
-from src.core.types import PAD, Chunks, Corpus, Floats, Qrels, Queries, Run, TokenVectors
+from src.core.types import PAD, Chunks, Corpus, Floats, Qrels, Queries, Run, TokenVectors, offsets_of
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def save_token_vectors(
         dimension: D of the vectors.
         fill: is given a function (number of the text, its vectors [counts, D]) and calls it for every text.
     """
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    offsets = offsets_of(counts)
     with atomic_directory(folder) as temporary:
         shape = (int(offsets[-1]), dimension)
         values = np.lib.format.open_memmap(temporary / "tokens.npy", mode="w+", dtype=np.float16, shape=shape)

@@ -131,6 +131,11 @@ class Queries:
         return fingerprint_strings(self.query_ids, self.texts)
 
 
+def offsets_of(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Where N texts of these lengths begin when they lie one after another, and the end of the last: int64 [N + 1]."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class TokenVectors:
     """Vectors of the tokens of N texts, one text after another.

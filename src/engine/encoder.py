@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from src.core.errors import UserError
-from src.core.types import TokenVectors
+from src.core.types import TokenVectors, offsets_of
 from src.engine.batches import token_budget_batches
 from src.engine.devices import CpuEngine, explain_loading
 from src.engine.openvino_graphs import (
@@ -160,7 +160,7 @@ class SentenceEncoder:
         self, texts: Sequence[str], role: Role, batch_size: int = 32, progress: Progress | None = None
     ) -> tuple[npt.NDArray[np.float32], TokenVectors]:
         """Vectors of texts and of their tokens, all in memory; arguments as in :meth:`encode`."""
-        offsets = np.concatenate([[0], np.cumsum(self.token_counts(texts, role))]).astype(np.int64)
+        offsets = offsets_of(self.token_counts(texts, role))
         values = np.zeros((int(offsets[-1]), self.dimension), dtype=np.float16)
 
         def keep(number: int, vectors: npt.NDArray[np.float32]) -> None:

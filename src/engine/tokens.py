@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from src.core.types import offsets_of
+
 Ids = npt.NDArray[np.int32]
 
 
@@ -42,8 +44,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], block: int = 2048) -> TokenTa
         rows = tokenizer(list(texts[start : start + block]), add_special_tokens=False, truncation=False, verbose=False)
         parts.extend(np.asarray(ids, dtype=np.int32) for ids in rows["input_ids"])
         lengths.extend(len(ids) for ids in rows["input_ids"])
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return TokenTable(np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32), offsets)
+    return TokenTable(np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32), offsets_of(lengths))
 
 
 @dataclass(frozen=True)

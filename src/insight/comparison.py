@@ -11,7 +11,7 @@ import numpy as np
 
 from src.core.artifacts import atomic_path, write_json
 from src.core.types import Corpus
-from src.quality.compare import POINTS_TO_SHOW, Comparison, Loss, PairedComparison
+from src.quality.compare import POINTS_TO_SHOW, Comparison, Difference, Loss, PairedComparison
 from src.quality.statistics import Interval
 
 _FILE_NAME = re.compile(r"[^\w.-]+")
@@ -56,12 +56,17 @@ def gain_lines(comparison: Comparison, metrics: Sequence[str] = ("Hit@1", "Hit@5
     for pair in comparison.pairs:
         for d in pair.differences:
             if d.metric in metrics:
-                verdict = "not shown" if d.p_adjusted >= 0.05 else ("better" if d.change.mean > 0 else "WORSE")
                 before, after = means[pair.before][d.metric].mean, means[pair.after][d.metric].mean
                 yield (
                     f"{pair.before} -> {pair.after}: {d.metric} {before:.4f} -> {after:.4f}, {_points(d.change)} "
-                    f"points, p {d.p:.3f} ({verdict})"
+                    f"points, p {d.p:.3f} ({_verdict(d)})"
                 )
+
+
+def _verdict(difference: Difference) -> str:
+    if difference.p_adjusted >= 0.05:
+        return "not shown"
+    return "better" if difference.change.mean > 0 else "worse"
 
 
 def _pair_lines(pair: PairedComparison, corpus: Corpus) -> Iterator[str]:
@@ -71,10 +76,9 @@ def _pair_lines(pair: PairedComparison, corpus: Corpus) -> Iterator[str]:
     yield "| metric | change, points | wins / losses / ties | test | p | p (Holm) | |"
     yield "|---|---|---|---|---|---|---|"
     for d in pair.differences:
-        verdict = "not shown" if d.p_adjusted >= 0.05 else ("better" if d.change.mean > 0 else "worse")
         yield (
             f"| {d.metric} | {_points(d.change)} | {d.wins} / {d.losses} / {d.ties} | {d.test} | {d.p:.4f} | "
-            f"{d.p_adjusted:.4f} | {verdict} |"
+            f"{d.p_adjusted:.4f} | {_verdict(d)} |"
         )
     yield ""
     if pair.labels_needed is None:
@@ -123,7 +127,10 @@ def _plots(comparison: Comparison, folder: Path) -> Iterator[Path]:
     mpl.use("Agg")
     from matplotlib import pyplot
 
+    # The default ten colours would come twice in a sweep.
+    colours = mpl.colormaps["tab20"](range(20))
     figure, axes = pyplot.subplots(figsize=(8, 4.5))
+    axes.set_prop_cycle(color=colours)
     metrics = list(comparison.runs[0].metrics)
     width = 0.8 / len(comparison.runs)
     for i, run in enumerate(comparison.runs):
@@ -140,6 +147,7 @@ def _plots(comparison: Comparison, folder: Path) -> Iterator[Path]:
     yield _finish(figure, folder / "metrics.png")
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5))
+    axes.set_prop_cycle(color=colours)
     for run in comparison.runs:
         ranks = comparison.ranks[run.name]
         depths = np.arange(1, run.depth + 1)

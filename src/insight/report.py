@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from src.quality.evaluate import Evaluation
 from src.quality.fit import BlendFit, FusionFit
+from src.quality.statistics import Interval
 
 
 def hit_lines(
@@ -35,11 +36,9 @@ def hit_lines(
             yield "  " + "  ".join(f"{n} {after.metrics[n]:.4f}" for n in names)
     if fit is not None:
         folds = ", ".join(f"{weight:g}" for weight in fit.fold_weights)
-        shown = "shown" if fit.shown else "not shown: the interval includes 0"
         yield (
             f"  Blend weight fitted: {fit.weight:g} (without each fold: {folds}). The figures after reranking are of "
-            f"questions that did not choose their weight. Gain in Hit@5 {100 * fit.gain.mean:+.2f} points, "
-            f"95 % interval [{100 * fit.gain.low:+.2f}, {100 * fit.gain.high:+.2f}]: {shown}"
+            f"questions that did not choose their weight. Gain in Hit@5 {_gain(fit.gain)}"
         )
     for warning in warnings:
         yield f"  WARNING: {warning}"
@@ -48,12 +47,16 @@ def hit_lines(
 def fusion_line(fit: FusionFit, names: Sequence[str]) -> str:
     """The fitted fusion in one line; ``names`` are those of its runs."""
     weights = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(names, fit.weights, strict=True))
-    shown = "shown" if fit.shown else "not shown: the interval includes 0"
     return (
         f"Fusion fitted: {fit.method}, {weights}. Hit@5 of stage one on questions that did not choose its weights "
-        f"{fit.before:.4f} -> {fit.after:.4f}, {100 * fit.gain.mean:+.2f} points, 95 % interval "
-        f"[{100 * fit.gain.low:+.2f}, {100 * fit.gain.high:+.2f}]: {shown}"
+        f"{fit.before:.4f} -> {fit.after:.4f}, {_gain(fit.gain)}"
     )
+
+
+def _gain(gain: Interval) -> str:
+    shown = "shown" if gain.shown else "not shown: the interval includes 0"
+    low, high = 100 * gain.low, 100 * gain.high
+    return f"{100 * gain.mean:+.2f} points, 95 % interval [{low:+.2f}, {high:+.2f}]: {shown}"
 
 
 def _hit_line(before: Evaluation, after: Evaluation, reranked: bool) -> str:

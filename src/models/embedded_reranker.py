@@ -20,6 +20,7 @@ from src.core.artifacts import (
 from src.core.errors import ModelUnavailableError, StaleArtifactError, UserError
 
 NAME = "e5-small-reranker"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER = Path(__file__).resolve().parent / "adapters" / NAME
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    for name in ("adapter_config.json", "adapter_model.safetensors", "recipe.json"):
+    for name in ("adapter_config.json", ADAPTER_WEIGHTS, "recipe.json"):
         if not (adapter / name).is_file():
             raise ModelUnavailableError(f"{adapter / name}: missing. Get the project's files anew (git checkout).")
     recipe = json.loads((adapter / "recipe.json").read_text(encoding="utf-8"))
@@ -79,7 +80,7 @@ def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
 
 def ensure_merged(adapter: Path, base: Path, folder: Path) -> Path:
     """Directory of the merged cross-encoder; made once, and anew where the adapter or its base changed."""
-    weights = adapter / "adapter_model.safetensors"
+    weights = adapter / ADAPTER_WEIGHTS
     if not weights.is_file():
         raise ModelUnavailableError(f"{weights}: missing. Get the project's files anew (git checkout).")
     base_manifest = read_manifest(base / MANIFEST_NAME, fix="automatic")

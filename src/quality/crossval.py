@@ -92,7 +92,9 @@ def out_of_fold_scores(
         float32 [Q, K]; rows of unlabelled questions are 0.
     """
     place_of = {query_id: place for place, query_id in enumerate(labelled.queries.query_ids)}
-    shape = fingerprint([key, [sorted(fold) for fold in folds], labelled.candidates.doc_rows.tolist()])
+    data = [labelled.queries.fingerprint, labelled.candidates.corpus_fingerprint, labelled.candidates.doc_rows.tolist()]
+    labels = [[query_id, sorted(labelled.qrels.relevant[query_id])] for query_id in labelled.labelled]
+    shape = fingerprint([key, data, labels, list(labelled.texts), [sorted(fold) for fold in folds]])
     scores = np.zeros(labelled.candidates.doc_rows.shape, dtype=np.float32)
     for number, fold in enumerate(folds):
         places = sorted(place_of[query_id] for query_id in fold)

@@ -35,7 +35,7 @@ class BlendFit:
     @property
     def shown(self) -> bool:
         """Whether the interval of the gain leaves out 0."""
-        return self.gain.low > 0 or self.gain.high < 0
+        return self.gain.shown
 
 
 def fit_blend(
@@ -111,7 +111,7 @@ class FusionFit:
     @property
     def shown(self) -> bool:
         """Whether the interval of the gain leaves out 0."""
-        return self.gain.low > 0 or self.gain.high < 0
+        return self.gain.shown
 
 
 def fit_fusion(

@@ -22,6 +22,11 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def shown(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
 
 def bootstrap_mean(values: Values, seed: int = 0) -> Interval:
     """Mean over questions with its 95 % percentile bootstrap interval (Efron & Tibshirani 1993).

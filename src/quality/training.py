@@ -24,6 +24,7 @@ from src.core.artifacts import atomic_path
 from src.core.errors import UserError
 from src.core.types import Progress
 from src.engine.devices import half_precision
+from src.models.embedded_reranker import ADAPTER_WEIGHTS
 from src.quality.mining import Example
 
 ENCODER_LINEARS = r".*encoder\.layer\.\d+\..*\.(query|key|value|dense)"
@@ -126,6 +127,19 @@ def wrap_with_lora(model: torch.nn.Module, settings: TrainingSettings) -> Any:
     return get_peft_model(model, config)
 
 
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """The recipe of an adapter that :func:`save_adapter` wrote.
+
+    Raises:
+        UserError: where ``folder`` holds no such adapter.
+    """
+    for name in ("recipe.json", ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: missing. Give a folder that a training has written.")
+    recipe: dict[str, Any] = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    return recipe
+
+
 def load_adapter(model: Any, folder: Path, base: str, settings: TrainingSettings) -> None:
     """Give a model from :func:`wrap_with_lora` the weights of an adapter that :func:`save_adapter` wrote.
 
@@ -137,10 +151,7 @@ def load_adapter(model: Any, folder: Path, base: str, settings: TrainingSettings
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    for name in ("recipe.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: missing. Give a folder that a training has written.")
-    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    recipe = read_recipe(folder)
     theirs, kept = (recipe["base"], recipe["settings"]["rank"]), recipe["settings"]["layers"]
     if theirs != (base, settings.rank) or not set(settings.layers) <= set(kept):
         raise UserError(
@@ -149,7 +160,7 @@ def load_adapter(model: Any, folder: Path, base: str, settings: TrainingSettings
         )
     place = {kept.index(layer): i for i, layer in enumerate(settings.layers)}
     state = {}
-    for name, value in load_file(folder / "adapter_model.safetensors").items():
+    for name, value in load_file(folder / ADAPTER_WEIGHTS).items():
         found = _LAYER_NUMBER.search(name)
         if found is None:
             state[name] = value
@@ -357,7 +368,7 @@ def save_adapter(
 
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().half().cpu().contiguous() for name, value in get_peft_model_state_dict(model).items()}
-    with atomic_path(folder / "adapter_model.safetensors") as temporary:
+    with atomic_path(folder / ADAPTER_WEIGHTS) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
     config = model.peft_config["default"].to_dict()
     config["base_model_name_or_path"] = base

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.core.types import Rows, TokenVectors
+from src.core.types import Rows, Run, TokenVectors
+from src.retrieval import follow_documents
 from src.stages.late_interaction import late_scores, late_scores_in_blocks, maxsim
 
 
@@ -33,6 +34,17 @@ def test_the_best_passage_of_a_candidate_counts() -> None:
     rows = np.array([[[0, 3], [1, -1], [-1, -1]]], np.int32)
     found = late_scores(tokens([EAST, NORTH]), PASSAGES, rows)
     assert found[0].tolist() == pytest.approx([0.9, 0.5, -1.0], abs=1e-3)
+
+
+def test_passages_follow_their_documents() -> None:
+    scores = np.array([[3, 2, 1], [2, 1, 0]], np.float32)
+    before = Run("a", ("q0", "q1"), np.array([[4, 2, 9], [7, 1, -1]], np.int32), scores, "c")
+    after = Run("b", ("q0", "q1"), np.array([[9, 4, 2], [1, 7, -1]], np.int32), scores, "c")
+    passages = np.array([[[40, 41], [20, -1], [90, 91]], [[70, 71], [10, 11], [-1, -1]]], np.int32)
+    assert follow_documents(passages, before, after).tolist() == [
+        [[90, 91], [40, 41], [20, -1]],
+        [[10, 11], [70, 71], [-1, -1]],
+    ]
 
 
 @given(st.integers(1, 5), st.lists(st.lists(st.integers(-1, 3), min_size=2, max_size=2), min_size=1, max_size=6))
