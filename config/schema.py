@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from config.presets import PRESETS, effective
 from src.core.errors import UserError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +30,14 @@ class EncoderSettings(_Strict):
     weight: Annotated[float, Field(gt=0.0)] = 1.0
     query_prefix: str | None = None
     document_prefix: str | None = None
+    pooling: Literal["mean", "cls", "max", "lasttoken", "weightedmean"] | None = None
+
+
+class RerankerSettings(_Strict):
+    """One entry of ``RERANKERS``."""
+
+    model: Name
+    weight: Annotated[float, Field(gt=0.0)] = 1.0
 
 
 class CorpusColumns(_Strict):
@@ -56,6 +65,8 @@ class LabelsColumns(_Strict):
 class Settings(_Strict):
     """All settings; each field is the constant of the same name in ``config/settings.py``, in lower case."""
 
+    search_preset: Literal["embedded", "winning", "fast"]
+    preset_overrides: dict[str, Any]
     enable_cross_encoder_reranking: bool
     cross_encoder_model: Name
     reranker_candidate_k: Positive
@@ -64,12 +75,19 @@ class Settings(_Strict):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
     cpu_threads: Annotated[int, Field(ge=0)]
     cross_encoder_model_multilingual: Name | None
+    rerankers: list[RerankerSettings]
+    allow_remote_code: bool | list[Name]
     when_model_unavailable: Literal["embedded", "fail"]
     encoders: list[EncoderSettings]
     encoder_batch_size: Positive
     encoder_max_tokens: Annotated[int, Field(ge=16)]
+    enable_chunks: bool
+    chunk_unit: Literal["tokens", "characters"]
     chunk_tokens: Annotated[int, Field(ge=16)]
     chunk_overlap_tokens: Annotated[int, Field(ge=0)]
+    chunk_characters: Annotated[int, Field(ge=50)]
+    chunk_overlap_characters: Annotated[int, Field(ge=0)]
+    chunk_min_characters: Annotated[int, Field(ge=0)]
     bm25_backend: Literal["bm25s", "rank_bm25"]
     bm25_k1: Annotated[float, Field(gt=0.0)]
     bm25_b: Annotated[float, Field(ge=0.0, le=1.0)]
@@ -78,6 +96,7 @@ class Settings(_Strict):
     fusion_method: Literal["convex", "rrf"]
     rrf_k: Positive
     search_depth_documents: Positive
+    search_depth_bm25: Positive
     search_depth_chunks: Positive
     reranker_precision: Literal["exact", "fast"]
     cpu_engine: Literal["auto", "openvino", "torch"]
@@ -100,10 +119,17 @@ class Settings(_Strict):
     @field_validator("encoders")
     @classmethod
     def _distinct_encoders(cls, encoders: list[EncoderSettings]) -> list[EncoderSettings]:
-        keys = [(e.model, e.unit, e.query_prefix, e.document_prefix) for e in encoders]
+        keys = [(e.model, e.unit, e.query_prefix, e.document_prefix, e.pooling) for e in encoders]
         if len(set(keys)) != len(keys):
-            raise ValueError("the same model, unit and prefixes stand twice in the list")
+            raise ValueError("the same model, unit, prefixes and pooling stand twice in the list")
         return encoders
+
+    @field_validator("rerankers")
+    @classmethod
+    def _distinct_rerankers(cls, rerankers: list[RerankerSettings]) -> list[RerankerSettings]:
+        if len({r.model for r in rerankers}) != len(rerankers):
+            raise ValueError("the same model stands twice in the list")
+        return rerankers
 
     @model_validator(mode="after")
     def _consistent(self) -> "Settings":
@@ -111,12 +137,24 @@ class Settings(_Strict):
             raise ValueError(
                 f"CHUNK_OVERLAP_TOKENS = {self.chunk_overlap_tokens} must be below CHUNK_TOKENS = {self.chunk_tokens}"
             )
+        if self.chunk_overlap_characters >= self.chunk_characters:
+            raise ValueError(
+                f"CHUNK_OVERLAP_CHARACTERS = {self.chunk_overlap_characters} must be below CHUNK_CHARACTERS = "
+                f"{self.chunk_characters}"
+            )
+        if self.chunk_min_characters > self.chunk_characters:
+            raise ValueError(
+                f"CHUNK_MIN_CHARACTERS = {self.chunk_min_characters} must not be above CHUNK_CHARACTERS = "
+                f"{self.chunk_characters}"
+            )
         if self.reranker_candidate_k < self.top_k:
             raise ValueError(
                 f"RERANKER_CANDIDATE_K = {self.reranker_candidate_k} must not be below TOP_K = {self.top_k}"
             )
-        if not self.encoders and self.bm25_document_weight == 0 and self.bm25_chunk_weight == 0:
-            raise ValueError("ENCODERS is empty and both BM25 weights are 0: nothing is left to search with")
+        encoders = [e for e in self.encoders if self.enable_chunks or e.unit == "document"]
+        if not encoders and self.bm25_document_weight == 0 and (self.bm25_chunk_weight == 0 or not self.enable_chunks):
+            without = "" if self.enable_chunks else " without chunks (ENABLE_CHUNKS = False)"
+            raise ValueError(f"ENCODERS is empty and both BM25 weights are 0{without}: nothing is left to search with")
         return self
 
     def snapshot(self) -> dict[str, Any]:
@@ -151,10 +189,12 @@ def load_settings(path: Path = SETTINGS_FILE) -> Settings:
     missing = sorted(known - set(constants))
     if missing:
         raise UserError(f"{path}: setting {missing[0]} is missing. Put it back, as in the project's own settings.py.")
+    constants = _with_preset(path, constants, known)
     try:
         return Settings.model_validate({name.lower(): _as_float(name, value) for name, value in constants.items()})
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt name is what explains that the right one is missing.
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         where = [str(part) for part in first["loc"]]
         message = first["msg"].removeprefix("Value error, ")
         if not where:
@@ -162,8 +202,22 @@ def load_settings(path: Path = SETTINGS_FILE) -> Settings:
         name = where[0].upper() + "".join(f"[{part!r}]" if not part.isdigit() else f"[{part}]" for part in where[1:])
         hint = ""
         if first["type"] == "extra_forbidden":
-            hint = _nearest(where[-1], set(EncoderSettings.model_fields))
+            entry = RerankerSettings if where[0] == "rerankers" else EncoderSettings
+            hint = _nearest(where[-1], set(entry.model_fields))
         raise UserError(f"{path}: {name} = {first['input']!r} is not valid: {message}.{hint}") from error
+
+
+def _with_preset(path: Path, constants: dict[str, Any], known: set[str]) -> dict[str, Any]:
+    name, overrides = constants["SEARCH_PRESET"], constants["PRESET_OVERRIDES"]
+    if not isinstance(name, str) or name not in PRESETS:
+        hint = _nearest(str(name), set(PRESETS))
+        raise UserError(f"{path}: SEARCH_PRESET = {name!r} is not valid: there are {', '.join(PRESETS)}.{hint}")
+    if not isinstance(overrides, dict):
+        raise UserError(f'{path}: PRESET_OVERRIDES = {overrides!r} is not valid: a table such as {{"RRF_K": 60}}.')
+    for key in overrides:
+        if key not in known - {"SEARCH_PRESET", "PRESET_OVERRIDES"}:
+            raise UserError(f"{path}: PRESET_OVERRIDES: unknown setting {key}.{_nearest(str(key), known)}")
+    return effective(constants)
 
 
 def _as_float(name: str, value: object) -> object:
@@ -171,7 +225,7 @@ def _as_float(name: str, value: object) -> object:
     field = Settings.model_fields[name.lower()]
     if field.annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if name == "ENCODERS" and isinstance(value, (list, tuple)):
+    if name in {"ENCODERS", "RERANKERS"} and isinstance(value, (list, tuple)):
         return [
             {k: float(v) if k == "weight" and type(v) is int else v for k, v in entry.items()}
             if isinstance(entry, dict)

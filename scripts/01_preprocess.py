@@ -10,6 +10,7 @@ from _inputs import (
     Inputs,
     choose_inputs,
     chunk_tokenizer_directory,
+    chunking,
     corpus_identity,
     load_queries,
     log_inputs,
@@ -25,7 +26,8 @@ from src.core.types import Chunks, Corpus
 from src.indexing import EncoderPlan
 from src.insight.progress import progress_bar
 from src.models.resolve import ModelResolver
-from src.stages.preprocess import chunk_corpus, read_corpus, summarize
+from src.stages.chunk import chunk_corpus
+from src.stages.preprocess import read_corpus, summarize
 
 log = logging.getLogger("search")
 
@@ -35,9 +37,11 @@ def _prepare(inputs: Inputs, settings: Settings, encoders: tuple[EncoderPlan, ..
     corpus = read_corpus(inputs.corpus, settings.corpus_columns.model_dump())
     # Questions and labels are read before anything is written: one bad row there must not leave half a preparation.
     queries, qrels = load_queries(inputs, settings, corpus)
-    tokenizer = AutoTokenizer.from_pretrained(chunk_tokenizer_directory(encoders, resolver), local_files_only=True)
+    cutting, tokenizer = chunking(settings), None
+    if cutting.unit == "tokens":
+        tokenizer = AutoTokenizer.from_pretrained(chunk_tokenizer_directory(encoders, resolver), local_files_only=True)
     with progress_bar("Cutting documents into chunks", len(corpus)) as progress:
-        chunks = chunk_corpus(corpus, tokenizer, settings.chunk_tokens, settings.chunk_overlap_tokens, progress)
+        chunks = chunk_corpus(corpus, cutting, tokenizer, progress)
     identity = corpus_identity(inputs, settings, encoders)
     extra = {"origin": inputs.origin, "corpus_file_name": inputs.corpus.name}
     save_corpus(inputs.data.corpus, corpus, chunks, *identity, extra=extra)

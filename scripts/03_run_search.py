@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from _cli import PROJECT_ROOT, add_data_flags, add_search_flags, main, set_up_threads
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
-from _plans import encoder_plans, index_plan, plan_lines, search_plan
+from _plans import encoder_plans, index_plan, plan_lines, preset_lines, search_plan
 from config import Settings
 from src.core.artifacts import write_json
 from src.core.errors import UserError
@@ -48,6 +48,8 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     profiler = Profiler()
     inputs = choose_inputs(flags, settings, PROJECT_ROOT)
     log_inputs(inputs, PROJECT_ROOT)
+    for line in preset_lines(settings):
+        log.info("%s", line)
     resolver = ModelResolver(PROJECT_ROOT / "data" / "models", PROJECT_ROOT, settings.when_model_unavailable)
     with profiler.stage("load"):
         encoders = encoder_plans(settings, resolver)

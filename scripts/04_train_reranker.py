@@ -40,7 +40,7 @@ from src.quality.training import (
     wrap_with_lora,
 )
 from src.retrieval import retrieve
-from src.stages.preprocess import sentence_spans
+from src.stages.chunk import sentence_spans
 from src.stages.rerank import PassageTexts, blend
 
 log = logging.getLogger("search")

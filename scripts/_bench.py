@@ -17,7 +17,7 @@ from src.engine.devices import CpuEngine, Precision
 from src.engine.pair_scorer import CrossEncoderScorer, make_scorer
 from src.engine.tokens import TokenTable
 from src.engine.torch_backend import TorchBackend
-from src.stages.preprocess import sentence_spans
+from src.stages.chunk import sentence_spans
 
 Floats = npt.NDArray[np.float32]
 Score = Callable[[], Floats]

@@ -13,6 +13,7 @@ from src.core.storage import DataFolder, load_corpus, load_questions
 from src.core.types import Chunks, Corpus, Qrels, Queries
 from src.indexing import EncoderPlan
 from src.models.resolve import EMBEDDED, ModelResolver
+from src.stages.chunk import Chunking
 from src.stages.preprocess import read_qrels, read_queries
 
 SAMPLE_NAME = "sample"
@@ -132,6 +133,17 @@ def chunk_tokenizer_directory(encoders: tuple[EncoderPlan, ...], resolver: Model
     return resolver.resolve(EMBEDDED["bi-encoder"], "bi-encoder").directory
 
 
+def chunking(settings: Settings) -> Chunking:
+    """How documents are cut."""
+    if not settings.enable_chunks:
+        return Chunking("whole")
+    if settings.chunk_unit == "characters":
+        return Chunking(
+            "characters", settings.chunk_characters, settings.chunk_overlap_characters, settings.chunk_min_characters
+        )
+    return Chunking("tokens", settings.chunk_tokens, settings.chunk_overlap_tokens)
+
+
 def corpus_identity(
     inputs: Inputs, settings: Settings, encoders: tuple[EncoderPlan, ...]
 ) -> tuple[dict[str, str], dict[str, Any]]:
@@ -139,16 +151,20 @@ def corpus_identity(
 
     Where there is no corpus file (a folder copied from another machine), the prepared one is taken at its word.
     """
-    tokenizer = encoders[0].model.fingerprint if encoders else EMBEDDED["bi-encoder"]
+    cutting = chunking(settings)
+    tokenizer = "none"
+    if cutting.unit == "tokens":
+        tokenizer = encoders[0].model.fingerprint if encoders else EMBEDDED["bi-encoder"]
     if inputs.corpus is not None:
         corpus_file = file_sha256(inputs.corpus)
     else:
         corpus_file = read_manifest(inputs.data.corpus / MANIFEST_NAME, PREPROCESS_COMMAND).inputs["corpus_file"]
-    shaping = {
-        "columns": settings.corpus_columns.model_dump(),
-        "CHUNK_TOKENS": settings.chunk_tokens,
-        "CHUNK_OVERLAP_TOKENS": settings.chunk_overlap_tokens,
-    }
+    names = {"tokens": ("CHUNK_TOKENS", "CHUNK_OVERLAP_TOKENS", ""), "whole": ("", "", "")}.get(
+        cutting.unit, ("CHUNK_CHARACTERS", "CHUNK_OVERLAP_CHARACTERS", "CHUNK_MIN_CHARACTERS")
+    )
+    sizes = dict(zip(names, (cutting.limit, cutting.overlap, cutting.minimum), strict=True))
+    shaping: dict[str, Any] = {"columns": settings.corpus_columns.model_dump(), "CHUNK_UNIT": cutting.unit}
+    shaping.update((name, size) for name, size in sizes.items() if name)
     return {"corpus_file": corpus_file, "tokenizer": tokenizer}, shaping
 
 

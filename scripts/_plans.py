@@ -1,27 +1,67 @@
 """Settings and flags become the plain plans that the pipeline takes."""
 
+import logging
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
 from _cli import PROJECT_ROOT
-from config import Settings
+from config import Settings, differences
 from src.core.types import Chunks, Corpus, Queries
 from src.engine.devices import CpuEngine
 from src.indexing import EncoderPlan, IndexPlan
+from src.models.prefixes import choose_prefixes
 from src.models.resolve import ModelResolver, ResolvedModel
 from src.retrieval import SearchPlan
 
+log = logging.getLogger("search")
+
 
 def encoder_plans(settings: Settings, resolver: ModelResolver) -> tuple[EncoderPlan, ...]:
-    """The bi-encoders of the settings, resolved; a model that is named twice is resolved once."""
-    resolved = {
-        name: resolver.resolve(name, "bi-encoder") for name in dict.fromkeys(e.model for e in settings.encoders)
-    }
-    return tuple(
-        EncoderPlan(resolved[e.model], e.unit, e.weight, e.query_prefix, e.document_prefix) for e in settings.encoders
-    )
+    """The bi-encoders of the settings, resolved; a model that is named twice is resolved once.
+
+    Entries that turn out to be the same model over the same unit (where one model stands in for several) become one,
+    with the sum of their weights: searched twice they would count the same.
+    """
+    entries = [entry for entry in settings.encoders if settings.enable_chunks or entry.unit == "document"]
+    resolved = {name: resolver.resolve(name, "bi-encoder") for name in dict.fromkeys(e.model for e in entries)}
+    plans: dict[str, EncoderPlan] = {}
+    for entry in entries:
+        model = resolved[entry.model]
+        # Prefixes and pooling are those of the model that was asked for, not of one that stands in for it.
+        own = model.warning is None
+        prefixes = choose_prefixes(
+            model, entry.query_prefix if own else None, entry.document_prefix if own else None
+        )  # fmt: skip
+        for warning in prefixes.warnings:
+            log.warning("WARNING: %s", warning)
+        plan = EncoderPlan(
+            model, entry.unit, entry.weight, prefixes.query, prefixes.document, entry.pooling if own else None
+        )
+        same = plans.get(plan.name)
+        if same is not None:
+            log.warning(
+                "WARNING: %s over %ss stands for %s and %s: it is searched once, with weight %g",
+                model.used, entry.unit, same.model.requested, model.requested, same.weight + plan.weight,
+            )  # fmt: skip
+            plan = replace(same, weight=same.weight + plan.weight)
+        plans[plan.name] = plan
+    return tuple(plans.values())
+
+
+def preset_lines(settings: Settings) -> Iterator[str]:
+    """Lines that say which preset is in force, and what differs from it."""
+    changed = differences(settings.snapshot())
+    yield f"Preset: {settings.search_preset}" + ("" if changed else ", nothing differs from it")
+    for line in changed:
+        yield f"  differs: {line}"
+    if not settings.enable_chunks:
+        yield (
+            "WARNING: ENABLE_CHUNKS = False: encoders and BM25 over chunks are off, and of a long page the models read "
+            "the beginning alone"
+        )
 
 
 def index_plan(settings: Settings, encoders: tuple[EncoderPlan, ...], device: str) -> IndexPlan:
@@ -49,7 +89,8 @@ def cpu_engine(settings: Settings) -> CpuEngine:
 
 def bm25_weights(settings: Settings) -> dict[str, float]:
     """Unit -> weight of BM25 in the fusion."""
-    return {"document": settings.bm25_document_weight, "chunk": settings.bm25_chunk_weight}
+    chunk = settings.bm25_chunk_weight if settings.enable_chunks else 0.0
+    return {"document": settings.bm25_document_weight, "chunk": chunk}
 
 
 def search_plan(settings: Settings, flags: Namespace, reranker: ResolvedModel | None) -> SearchPlan:
@@ -59,6 +100,7 @@ def search_plan(settings: Settings, flags: Namespace, reranker: ResolvedModel | 
         fusion=settings.fusion_method,
         rrf_k=settings.rrf_k,
         depth_documents=max(settings.search_depth_documents, settings.reranker_candidate_k),
+        depth_bm25=max(settings.search_depth_bm25, settings.reranker_candidate_k),
         depth_chunks=settings.search_depth_chunks,
         candidate_k=max(settings.reranker_candidate_k, flags.top_k),
         top_k=flags.top_k,

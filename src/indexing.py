@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from src.core.artifacts import MANIFEST_NAME, Manifest, atomic_directory, describe_files, require_current, save_manifest
+from src.core.artifacts import (
+    MANIFEST_NAME,
+    Manifest,
+    atomic_directory,
+    describe_files,
+    fingerprint,
+    require_current,
+    save_manifest,
+)
 from src.core.errors import StaleArtifactError, UserError
 from src.core.storage import DataFolder, load_vectors, save_token_vectors, save_vectors
 from src.core.text import terms
@@ -37,6 +45,7 @@ class EncoderPlan:
         unit: ``document`` or ``chunk``.
         weight: in the fusion.
         query_prefix, document_prefix: ``None`` takes the model's own.
+        pooling: where it differs from the model's own.
     """
 
     model: ResolvedModel
@@ -44,12 +53,14 @@ class EncoderPlan:
     weight: float
     query_prefix: str | None = None
     document_prefix: str | None = None
+    pooling: str | None = None
 
     @property
     def name(self) -> str:
-        """Name of its folders and of its run."""
+        """Name of its folders and of its run; prefixes and pooling are in it, so that two of one model stay apart."""
         slug = "".join(char if char.isalnum() or char in "-_." else "-" for char in self.model.used)
-        return f"dense-{self.unit}-{slug}"
+        how = fingerprint([self.query_prefix, self.document_prefix, self.pooling])[:6]
+        return f"dense-{self.unit}-{slug}-{how}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,12 @@ def units_of(corpus: Corpus, chunks: Chunks, unit: str) -> Units:
 def embedding_identity(plan: IndexPlan, encoder: EncoderPlan, units: Units) -> Identity:
     """Inputs and settings that embeddings, and the index over them, must have been made with."""
     inputs = {"units": units.fingerprint, "model": encoder.model.fingerprint}
-    settings = {"unit": encoder.unit, "document_prefix": encoder.document_prefix, "max_tokens": plan.max_tokens}
+    settings = {
+        "unit": encoder.unit,
+        "document_prefix": encoder.document_prefix,
+        "pooling": encoder.pooling,
+        "max_tokens": plan.max_tokens,
+    }
     return inputs, settings
 
 
@@ -226,7 +242,7 @@ def load_encoder(encoder: EncoderPlan, plan: IndexPlan) -> SentenceEncoder:
     """The bi-encoder of a plan, with its prefixes."""
     return SentenceEncoder(
         encoder.model.directory, plan.device, encoder.query_prefix, encoder.document_prefix, plan.max_tokens, plan.cpu,
-        encoder.model.fingerprint,
+        encoder.model.fingerprint, encoder.pooling,
     )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ from src.stages.rerank import blend
 from src.stages.retrieve import best_chunks, dense_run, first_chunks, lexical_run
 
 PassageChoice = Literal["best", "first"]
+QueryKey = tuple[str, str | None, str | None]
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class SearchPlan:
     fusion: Method
     rrf_k: int
     depth_documents: int
+    depth_bm25: int
     depth_chunks: int
     candidate_k: int
     top_k: int
@@ -117,7 +119,7 @@ def retrieve(
     """
     weighted: list[Weighted] = []
     chunk_choice: tuple[Floats, Floats] | None = None
-    query_vectors: dict[tuple[str, str | None], Floats] = {}
+    query_vectors: dict[QueryKey, Floats] = {}
     late = _late_encoder(indices, plan)
     late_key = None if late is None else _query_key(late)
     question_tokens: TokenVectors | None = None
@@ -174,8 +176,8 @@ def _fused_by_labels(
     return fit_fusion(plan.fusion, [item.weight for item in weighted], fused, corpus, qrels)
 
 
-def _query_key(encoder: EncoderPlan) -> tuple[str, str | None]:
-    return encoder.model.fingerprint, encoder.query_prefix
+def _query_key(encoder: EncoderPlan) -> QueryKey:
+    return encoder.model.fingerprint, encoder.query_prefix, encoder.pooling
 
 
 def _late_encoder(indices: IndexPlan, plan: SearchPlan) -> EncoderPlan | None:
@@ -272,7 +274,7 @@ def _lexical(
             index = Bm25Index.load(folder)
         except (OSError, ValueError, KeyError) as error:
             raise StaleArtifactError(f"{folder}: cannot be read ({error}). Run: {BUILD_COMMAND}") from error
-    depth = plan.depth_chunks if unit == "chunk" else plan.depth_documents
+    depth = plan.depth_chunks if unit == "chunk" else plan.depth_bm25
     with profiler.stage("BM25", len(queries), "questions"):
-        run = lexical_run(f"bm25-{unit}", index, units.docs, queries, corpus, depth, plan.depth_documents)
+        run = lexical_run(f"bm25-{unit}", index, units.docs, queries, corpus, depth, plan.depth_bm25)
     return Weighted(run, plan.bm25_weights[unit], absent_is_zero=True)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
 from src.core.errors import UserError
@@ -21,6 +22,7 @@ from src.engine.openvino_graphs import (
     GraphRunner,
     Inputs,
     Traceable,
+    conversion_folder,
     ensure_converted,
 )
 
@@ -42,6 +44,7 @@ class SentenceEncoder:
         max_tokens: longest input in tokens; longer texts are cut by the model's tokenizer.
         cpu: how a CPU runs the model; ``None`` leaves it to sentence-transformers, and so does any other device.
         fingerprint: of the model, which names its conversion; needed with ``cpu``.
+        pooling: ``mean``, ``cls``, ``max``, ``lasttoken`` or ``weightedmean`` in place of the model's own.
 
     Raises:
         UserError: where the model cannot be loaded, or ``cpu`` insists on OpenVINO and that cannot run it.
@@ -56,11 +59,15 @@ class SentenceEncoder:
         max_tokens: int | None = None,
         cpu: CpuEngine | None = None,
         fingerprint: str = "",
+        pooling: str | None = None,
     ) -> None:
         with explain_loading("ENCODERS", directory):
             self.model = SentenceTransformer(
                 str(directory), device=device, trust_remote_code=False, local_files_only=True
             )
+        if pooling is not None:
+            _set_pooling(self.model, pooling, directory)
+            fingerprint = f"{pooling}-{fingerprint}"
         if max_tokens is not None:
             self.model.max_seq_length = min(max_tokens, self.model.max_seq_length or max_tokens)
         prompts = self.model.prompts or {}
@@ -76,9 +83,8 @@ class SentenceEncoder:
 
     def _runner(self, name: str, fingerprint: str, cpu: CpuEngine) -> GraphRunner | None:
         try:
-            graph = ensure_converted(
-                name, fingerprint, cpu.kept / fingerprint[:16], lambda: _traceable(self.model)
-            )  # fmt: skip
+            folder = conversion_folder(cpu.kept, fingerprint)
+            graph = ensure_converted(name, fingerprint, folder, lambda: _traceable(self.model))
         except BackendUnavailableError as error:
             if cpu.engine == "openvino":
                 raise UserError(f"OpenVINO cannot run the bi-encoder {name}: {error}.") from error
@@ -232,6 +238,14 @@ class SentenceEncoder:
             ids[i, : len(row)] = row
         lengths = np.array([[len(row)] for row in rows])
         return {"input_ids": ids, "attention_mask": (np.arange(width) < lengths).astype(np.int64)}
+
+
+def _set_pooling(model: SentenceTransformer, pooling: str, directory: Path) -> None:
+    for number, module in enumerate(model):
+        if isinstance(module, Pooling):
+            model[number] = Pooling(module.embedding_dimension, pooling_mode=pooling)
+            return
+    raise UserError(f"ENCODERS: pooling {pooling!r} was asked for, but {directory.name} has no pooling to replace.")
 
 
 def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from src.engine.bert_forward import BertPairForward, PaddedLayout
 from src.engine.devices import Precision, half_precision
-from src.engine.openvino_graphs import CACHE_TOKENS, GraphRunner, Traceable, ensure_converted
+from src.engine.openvino_graphs import CACHE_TOKENS, GraphRunner, Traceable, conversion_folder, ensure_converted
 from src.engine.pair_backends import PairBatch
 from src.engine.torch_backend import load_classifier
 
@@ -37,7 +37,7 @@ class OpenVinoBackend:
     def __init__(self, directory: Path, fingerprint: str, kept: Path, precision: Precision, threads: int) -> None:
         self.directory = directory
         self.fingerprint = fingerprint
-        self.folder = kept / fingerprint[:16]
+        self.folder = conversion_folder(kept, fingerprint)
         self.threads = threads
         half = half_precision("cpu") if precision == "fast" else None
         self.arithmetic = "float32" if half is None else "bfloat16"

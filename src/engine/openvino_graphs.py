@@ -21,6 +21,7 @@ from src.core.artifacts import (
     require_current,
     save_manifest,
 )
+from src.core.artifacts import fingerprint as fingerprint_of
 from src.core.errors import StaleArtifactError, UserError
 
 GRAPH_REVISION = 1  # of the graphs made here; a kept conversion of another revision is made anew
@@ -70,6 +71,11 @@ class Traceable:
             "token_type_ids": (torch.arange(width)[None] >= width // 3).long() * mask,
         }
         return {name: values[name] for name in self.inputs}
+
+
+def conversion_folder(kept: Path, model: str) -> Path:
+    """Where the conversion of a model lies; ``model`` is its fingerprint, which may hold characters of its name."""
+    return kept / fingerprint_of(model)
 
 
 def ensure_converted(name: str, fingerprint: str, folder: Path, prepare: Callable[[], Traceable]) -> Path:

@@ -3,23 +3,17 @@
 import csv
 import difflib
 import io
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from src.core.errors import UserError
 from src.core.text import count_by_language, normalize
 from src.core.types import Chunks, Corpus, Qrels, Queries
 
-Span = tuple[int, int]
-
-_SENTENCE_END = re.compile(r"(?:[.!?…]+[\"'»”)\]]*[ \t]+(?=[\"'«“(\[—–-]?\s?[A-ZА-ЯЁ])|\n+)")
 _NOT_A_TEXT = frozenset({"", "nan", "NaN"})
 
 
@@ -215,99 +209,6 @@ def read_qrels(path: Path, columns: Mapping[str, str], queries: Queries, corpus:
                 )
         relevant.setdefault(query_id, set()).update(doc_ids)
     return Qrels({query_id: frozenset(docs) for query_id, docs in relevant.items()})
-
-
-def sentence_spans(text: str) -> list[Span]:
-    """Spans of the sentences (and lines) of a text, in order, without white space at their ends."""
-    spans: list[Span] = []
-    start = 0
-    for match in _SENTENCE_END.finditer(text):
-        spans.append((start, match.end()))
-        start = match.end()
-    spans.append((start, len(text)))
-    return [span for span in (_trim(text, *span) for span in spans) if span[0] < span[1]]
-
-
-def _trim(text: str, start: int, end: int) -> Span:
-    while start < end and text[start].isspace():
-        start += 1
-    while end > start and text[end - 1].isspace():
-        end -= 1
-    return start, end
-
-
-def chunk_spans(text: str, token_spans: Sequence[Span], limit: int, overlap: int) -> list[Span]:
-    """Cut a text into chunks of whole sentences.
-
-    Args:
-        text: the text.
-        token_spans: start and end of each token, in characters, ascending.
-        limit: most tokens in a chunk. A sentence longer than that is cut between tokens.
-        overlap: a chunk starts with the last sentences of the one before it, as far as they fit into this many
-            tokens.
-
-    Returns:
-        Spans in characters, ascending; together they cover every token. Empty for a text without tokens.
-    """
-    starts = np.array([start for start, _ in token_spans], dtype=np.int64)
-    pieces: list[tuple[int, int, int]] = []
-    for start, end in sentence_spans(text):
-        first, last = np.searchsorted(starts, [start, end])
-        cuts = list(range(int(first), int(last), limit))
-        for cut in cuts:
-            upto = min(cut + limit, int(last))
-            span_start = start if cut == first else int(starts[cut])
-            span_end = end if upto == last else int(starts[upto])
-            pieces.append((*_trim(text, span_start, span_end), upto - cut))
-    chunks: list[Span] = []
-    begin = 0
-    while begin < len(pieces):
-        stop, tokens = begin, 0
-        while stop < len(pieces) and (stop == begin or tokens + pieces[stop][2] <= limit):
-            tokens += pieces[stop][2]
-            stop += 1
-        chunks.append((pieces[begin][0], pieces[stop - 1][1]))
-        if stop == len(pieces):
-            break
-        repeated, step_back = 0, stop
-        while step_back - 1 > begin and repeated + pieces[step_back - 1][2] <= overlap:
-            # Repeating so much that the next sentence no longer fits would repeat it for nothing.
-            if repeated + pieces[step_back - 1][2] + pieces[stop][2] > limit:
-                break
-            step_back -= 1
-            repeated += pieces[step_back][2]
-        begin = step_back
-    return chunks
-
-
-def chunk_corpus(
-    corpus: Corpus, tokenizer: Any, limit: int, overlap: int, progress: Callable[[int], None] | None = None
-) -> Chunks:
-    """Chunks of every document; see :func:`chunk_spans`.
-
-    A document with a title and no text has one empty chunk (its passage is the title); one with neither has none.
-
-    Args:
-        tokenizer: a fast Hugging Face tokenizer, that of the bi-encoder.
-    """
-    doc_rows: list[int] = []
-    spans: list[Span] = []
-    for first in range(0, len(corpus), 64):
-        texts = corpus.texts[first : first + 64]
-        encoded = tokenizer(
-            list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
-        )
-        for offset, (text, token_spans) in enumerate(zip(texts, encoded["offset_mapping"], strict=True)):
-            row = first + offset
-            found = chunk_spans(text, token_spans, limit, overlap) if text else []
-            if not found and (text or corpus.titles[row]):
-                found = [(0, len(text))]
-            doc_rows.extend([row] * len(found))
-            spans.extend(found)
-        if progress is not None:
-            progress(len(texts))
-    columns = np.array(spans, dtype=np.int32).reshape(-1, 2)
-    return Chunks(np.array(doc_rows, dtype=np.int32), columns[:, 0].copy(), columns[:, 1].copy())
 
 
 @dataclass(frozen=True)

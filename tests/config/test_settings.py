@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from config import load_settings
+from config import PRESETS, differences, load_settings
 from config.schema import SETTINGS_FILE
 from src.core.errors import UserError
 
@@ -82,3 +82,71 @@ def test_snapshot_names_every_constant() -> None:
     snapshot = load_settings().snapshot()
     assert snapshot["TOP_K"] == 5
     assert snapshot["ENCODERS"][0]["unit"] == "document"
+
+
+def with_lines(tmp_path: Path, *lines: str) -> Path:
+    path = tmp_path / "settings.py"
+    path.write_text(SETTINGS_FILE.read_text(encoding="utf-8") + "\n".join(["", *lines, ""]), encoding="utf-8")
+    return path
+
+
+def test_shipped_constants_are_those_of_the_shipped_preset() -> None:
+    shipped = load_settings().snapshot()
+    assert shipped["SEARCH_PRESET"] == "embedded"
+    assert differences(shipped) == []
+    for preset in PRESETS.values():
+        assert set(preset) <= set(PRESETS["embedded"])
+
+
+def test_the_winning_preset(tmp_path: Path) -> None:
+    settings = load_settings(with_lines(tmp_path, 'SEARCH_PRESET = "winning"'))
+    assert [(e.model, e.unit, e.weight) for e in settings.encoders] == [
+        ("intfloat/multilingual-e5-large", "document", 2.5),
+        ("ai-forever/sbert_large_nlu_ru", "document", 2.0),
+        ("sentence-transformers/paraphrase-multilingual-mpnet-base-v2", "document", 1.8),
+        ("cointegrated/LaBSE-en-ru", "document", 1.8),
+        ("intfloat/multilingual-e5-large", "chunk", 2.0),
+    ]
+    assert (settings.fusion_method, settings.rrf_k) == ("rrf", 70)
+    assert (settings.search_depth_documents, settings.search_depth_bm25, settings.search_depth_chunks) == (
+        200,
+        250,
+        150,
+    )
+    assert (settings.chunk_unit, settings.chunk_characters, settings.chunk_overlap_characters) == (
+        "characters",
+        250,
+        60,
+    )
+    assert (settings.bm25_document_weight, settings.bm25_chunk_weight) == (2.5, 2.0)
+    assert (settings.bm25_k1, settings.bm25_b, settings.chunk_min_characters) == (1.5, 0.65, 50)
+    assert settings.enable_chunks
+    assert differences(settings.snapshot()) == []
+
+
+def test_an_edited_constant_overrides_the_preset(tmp_path: Path) -> None:
+    path = with_lines(tmp_path, 'SEARCH_PRESET = "fast"', "RERANKER_CANDIDATE_K = 20")
+    settings = load_settings(path)
+    assert settings.reranker_candidate_k == 20
+    assert settings.cross_encoder_model == "cross-encoder/ms-marco-MiniLM-L-6-v2"
+    assert differences(settings.snapshot()) == ["RERANKER_CANDIDATE_K = 20 (preset: 50)"]
+    # The shipped value itself under another preset needs to be asked for.
+    path = with_lines(tmp_path, 'SEARCH_PRESET = "fast"', 'PRESET_OVERRIDES = {"RERANKER_CANDIDATE_K": 100}')
+    assert differences(load_settings(path).snapshot()) == ["RERANKER_CANDIDATE_K = 100 (preset: 50)"]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('SEARCH_PRESET = "wining"', "SEARCH_PRESET = 'wining' is not valid: .*Did you mean winning"),
+        ('PRESET_OVERRIDES = {"RRFK": 3}', "PRESET_OVERRIDES: unknown setting RRFK. Did you mean RRF_K"),
+        ("PRESET_OVERRIDES = 3", "PRESET_OVERRIDES = 3 is not valid"),
+        ('RERANKERS = [{"model": "a"}, {"model": "a"}]', "the same model stands twice"),
+        ('RERANKERS = [{"modle": "a"}]', "Did you mean model"),
+        ("CHUNK_OVERLAP_CHARACTERS = 300", "must be below CHUNK_CHARACTERS = 250"),
+        ("CHUNK_MIN_CHARACTERS = 300", "must not be above CHUNK_CHARACTERS = 250"),
+    ],
+)
+def test_invalid_presets_are_named(tmp_path: Path, line: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        load_settings(with_lines(tmp_path, line))

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import LABELS, PAGES, QUESTIONS, load_script, write_csv
+from conftest import LABELS, PAGES, PROJECT, QUESTIONS, load_script, write_csv
 
-from config import Settings
+from config import EncoderSettings, Settings
 from src.core.errors import StaleArtifactError, UserError
+from src.models.resolve import ModelResolver
 
 
 class Project:
@@ -336,3 +337,48 @@ def test_the_stand_in_is_repeated_beside_the_figure(project: Project, monkeypatc
     assert any("'b' stands in for it" in line for line in after)
     manifest = json.loads((project.data / "runs" / "rerank-on.manifest.json").read_text(encoding="utf-8"))
     assert "'b' stands in for it" in manifest["extra"]["warnings"][0]
+
+
+def test_without_chunks(project: Project) -> None:
+    whole = project.settings.model_copy(update={"enable_chunks": False})
+    project.run("01_preprocess", settings=whole)
+    project.run("02_build_indices", settings=whole)
+    lines = project.run("03_run_search", settings=whole)
+    assert "ENABLE_CHUNKS = False" in starting(lines, "WARNING: ENABLE_CHUNKS")
+    assert not [path for path in (project.data / "indices").iterdir() if "chunk" in path.name]
+    assert len(project.rows()) == 5
+    with pytest.raises(StaleArtifactError, match="CHUNK_OVERLAP_TOKENS is null there, but this run needs 16"):
+        project.run("03_run_search")
+
+
+def test_two_encoders_of_one_model_stay_apart(project: Project, bi_encoder: Path) -> None:
+    entries = [
+        EncoderSettings(model=str(bi_encoder), unit="document", weight=1.0),
+        EncoderSettings(model=str(bi_encoder), unit="document", weight=1.0, pooling="cls"),
+    ]
+    project.prepare()
+    both = project.settings.model_copy(update={"encoders": [entries[0], project.settings.encoders[1], entries[1]]})
+    lines = project.run("02_build_indices", settings=both)
+    # Only the new one is computed.
+    assert len([line for line in lines if line.startswith("Embeddings ") and line.endswith("up to date, kept")]) == 2
+    project.run("03_run_search", "--no-rerank", settings=both)
+    names = [path.stem for path in (project.data / "runs").glob("dense-document-*.parquet")]
+    assert len(names) == 2
+    tables = [pq.read_table(project.data / "runs" / f"{name}.parquet").to_pylist() for name in names]
+    assert tables[0] != tables[1]
+
+
+def test_one_stand_in_for_several_models_is_searched_once(
+    project: Project, bi_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    entries = [
+        EncoderSettings(model="nobody/encoder-one", unit="document", weight=2.5, query_prefix="x: "),
+        EncoderSettings(model="nobody/encoder-two", unit="document", weight=1.5, pooling="max"),
+    ]
+    four = project.settings.model_copy(update={"encoders": entries})
+    plans = load_script("_plans").encoder_plans(four, ModelResolver(PROJECT / "data" / "models", PROJECT, "embedded"))
+    assert [(p.model.used, p.weight, p.query_prefix, p.pooling) for p in plans] == [
+        ("embedded:multilingual-e5-small", 4.0, "query: ", None)
+    ]

@@ -2,19 +2,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from src.core.errors import UserError
 from src.core.types import Corpus, Queries
+from src.stages.chunk import Chunking, chunk_corpus
 from src.stages.preprocess import (
-    chunk_corpus,
-    chunk_spans,
     parse_id_list,
     read_corpus,
     read_qrels,
     read_queries,
-    sentence_spans,
     summarize,
 )
 from tests.conftest import bert_tokenizer, write_csv
@@ -128,58 +124,10 @@ def test_labels_for_unknown_ids(tmp_path: Path, row: str, complaint: str) -> Non
         read_qrels(path, LABELS, Queries(("a",), ("?",)), Corpus(("1",), ("",), ("x",)))
 
 
-def test_sentences() -> None:
-    text = "Карта бесплатна. Снятие 3 % (мин. 390 руб.) без даты! Что дальше?\n\n— пункт один;\n— пункт два"
-    assert [text[a:b] for a, b in sentence_spans(text)] == [
-        "Карта бесплатна.",
-        "Снятие 3 % (мин. 390 руб.) без даты!",
-        "Что дальше?",
-        "— пункт один;",
-        "— пункт два",
-    ]
-
-
-def letters(text: str) -> list[tuple[int, int]]:
-    return [(i, i + 1) for i, char in enumerate(text) if not char.isspace()]
-
-
-def test_chunks_hold_whole_sentences_and_overlap() -> None:
-    text = "Aaa. Bbb. Ccc. Ddd."
-    # Each sentence has 4 tokens: two fit into 9, and one is repeated.
-    spans = chunk_spans(text, letters(text), limit=9, overlap=4)
-    assert [text[a:b] for a, b in spans] == ["Aaa. Bbb.", "Bbb. Ccc.", "Ccc. Ddd."]
-    spans = chunk_spans(text, letters(text), limit=9, overlap=0)
-    assert [text[a:b] for a, b in spans] == ["Aaa. Bbb.", "Ccc. Ddd."]
-
-
-def test_a_long_sentence_is_cut_between_tokens() -> None:
-    text = "abcdefghij"
-    assert chunk_spans(text, letters(text), limit=4, overlap=1) == [(0, 4), (4, 8), (8, 10)]
-
-
-@given(st.text(alphabet="abАБ .!?\n", max_size=120), st.integers(1, 12), st.integers(0, 11))
-def test_chunks_cover_every_token_within_the_limit(text: str, limit: int, overlap: int) -> None:
-    tokens = letters(text)
-    spans = chunk_spans(text, tokens, limit, min(overlap, limit - 1))
-    covered = {i for start, end in spans for i in range(start, end)}
-    assert {i for i, _ in tokens} <= covered
-    for start, end in spans:
-        assert sum(start <= i < end for i, _ in tokens) <= limit
-        assert text[start:end].strip() == text[start:end]
-    assert spans == sorted(set(spans))
-
-
-def test_chunk_corpus_offsets_and_empty_documents() -> None:
-    corpus = Corpus(("1", "2", "3"), ("", "Только заголовок", "T"), ("", "", "Aaa. Bbb."))
-    chunks = chunk_corpus(corpus, bert_tokenizer(), 4, 0)
-    assert chunks.doc_rows.tolist() == [1, 2, 2]
-    assert [chunks.text(corpus, i) for i in range(3)] == ["", "Aaa.", "Bbb."]
-
-
 def test_summary_counts() -> None:
     corpus = Corpus(("1", "2", "3", "4"), ("a", "a", "", "b"), ("текст", "текст", "", "text"))
     queries = Queries(("1", "2", "3"), ("Да?", "да?", "card"))
-    summary = summarize(corpus, chunk_corpus(corpus, bert_tokenizer(), 16, 0), queries, None)
+    summary = summarize(corpus, chunk_corpus(corpus, Chunking("tokens", 16), bert_tokenizer()), queries, None)
     assert (summary.documents, summary.empty_documents, summary.duplicate_documents) == (4, 1, 1)
     assert (summary.chunks, summary.questions, summary.duplicate_questions) == (3, 3, 1)
     assert summary.question_languages == {"ru": 2, "en": 1}

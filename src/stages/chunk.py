@@ -1,0 +1,142 @@
+"""Chunk: documents are cut into passages of whole sentences, measured in tokens or in characters."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from src.core.types import Chunks, Corpus
+
+Span = tuple[int, int]
+
+_SENTENCE_END = re.compile(r"(?:[.!?…]+[\"'»”)\]]*[ \t]+(?=[\"'«“(\[—–-]?\s?[A-ZА-ЯЁ])|\n+)")
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """How documents are cut.
+
+    Attributes:
+        unit: what the sizes count, ``tokens`` or ``characters``; ``whole``: one passage per document.
+        limit: largest chunk.
+        overlap: how much of a chunk the next one may repeat, in whole sentences.
+        minimum: a last chunk below this size joins the one before it.
+    """
+
+    unit: Literal["tokens", "characters", "whole"]
+    limit: int = 0
+    overlap: int = 0
+    minimum: int = 0
+
+
+def sentence_spans(text: str) -> list[Span]:
+    """Spans of the sentences (and lines) of a text, in order, without white space at their ends."""
+    spans: list[Span] = []
+    start = 0
+    for match in _SENTENCE_END.finditer(text):
+        spans.append((start, match.end()))
+        start = match.end()
+    spans.append((start, len(text)))
+    return [span for span in (_trim(text, *span) for span in spans) if span[0] < span[1]]
+
+
+def _trim(text: str, start: int, end: int) -> Span:
+    while start < end and text[start].isspace():
+        start += 1
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    return start, end
+
+
+def chunk_spans(text: str, token_spans: Sequence[Span], limit: int, overlap: int) -> list[Span]:
+    """Cut a text into chunks of whole sentences.
+
+    Args:
+        text: the text.
+        token_spans: start and end of each token, in characters, ascending.
+        limit: most tokens in a chunk. A sentence longer than that is cut between tokens.
+        overlap: a chunk starts with the last sentences of the one before it, as far as they fit into this many
+            tokens.
+
+    Returns:
+        Spans in characters, ascending; together they cover every token. Empty for a text without tokens.
+    """
+    if not token_spans:
+        return []
+    starts = np.array([start for start, _ in token_spans], dtype=np.int64)
+    pieces: list[tuple[Span, int, int]] = []  # span in characters; first and one past the last of its tokens
+    for start, end in sentence_spans(text):
+        first, last = np.searchsorted(starts, [start, end])
+        cuts = list(range(int(first), int(last), limit))
+        for cut in cuts:
+            upto = min(cut + limit, int(last))
+            span_start = start if cut == first else int(starts[cut])
+            span_end = end if upto == last else int(starts[upto])
+            pieces.append((_trim(text, span_start, span_end), cut, upto))
+
+    def size(begin: int, stop: int) -> int:
+        return pieces[stop - 1][2] - pieces[begin][1]
+
+    chunks: list[Span] = []
+    begin = 0
+    while begin < len(pieces):
+        stop = begin + 1
+        while stop < len(pieces) and size(begin, stop + 1) <= limit:
+            stop += 1
+        chunks.append((pieces[begin][0][0], pieces[stop - 1][0][1]))
+        if stop == len(pieces):
+            break
+        step_back = stop
+        # Repeating so much that the next sentence no longer fits would repeat it for nothing.
+        while step_back - 1 > begin and size(step_back - 1, stop) <= overlap and size(step_back - 1, stop + 1) <= limit:
+            step_back -= 1
+        begin = step_back
+    return chunks
+
+
+def chunk_corpus(
+    corpus: Corpus, chunking: Chunking, tokenizer: Any = None, progress: Callable[[int], None] | None = None
+) -> Chunks:
+    """Chunks of every document; see :func:`chunk_spans`.
+
+    A document with a title and no text has one empty chunk (its passage is the title); one with neither has none.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer, that of the bi-encoder; needed where sizes are in tokens.
+    """
+    doc_rows: list[int] = []
+    spans: list[Span] = []
+    for first in range(0, len(corpus), 64):
+        texts = corpus.texts[first : first + 64]
+        for offset, (text, units) in enumerate(zip(texts, _units(texts, chunking, tokenizer), strict=True)):
+            row = first + offset
+            found = _with_minimum(chunk_spans(text, units, chunking.limit, chunking.overlap), chunking.minimum)
+            if not found and (text or corpus.titles[row]):
+                found = [(0, len(text))]
+            doc_rows.extend([row] * len(found))
+            spans.extend(found)
+        if progress is not None:
+            progress(len(texts))
+    columns = np.array(spans, dtype=np.int32).reshape(-1, 2)
+    return Chunks(np.array(doc_rows, dtype=np.int32), columns[:, 0].copy(), columns[:, 1].copy())
+
+
+def _units(texts: Sequence[str], chunking: Chunking, tokenizer: Any) -> list[list[Span]]:
+    """Spans of what the sizes count, for each text; none where documents stay whole."""
+    if chunking.unit == "whole":
+        return [[] for _ in texts]
+    if chunking.unit == "characters":
+        return [[(place, place + 1) for place in range(len(text))] for text in texts]
+    spans: list[list[Span]] = tokenizer(
+        list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
+    )["offset_mapping"]
+    return spans
+
+
+def _with_minimum(spans: list[Span], minimum: int) -> list[Span]:
+    """The spans, a last one below ``minimum`` characters joined to the one before it."""
+    if len(spans) > 1 and spans[-1][1] - spans[-1][0] < minimum:
+        return [*spans[:-2], (spans[-2][0], spans[-1][1])]
+    return spans
