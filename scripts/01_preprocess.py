@@ -18,7 +18,7 @@ from _inputs import (
     questions_current,
     questions_identity,
 )
-from _plans import encoder_plans
+from _plans import encoder_plans, model_resolver
 from config import Settings
 from src.core.errors import StaleArtifactError
 from src.core.storage import save_corpus, save_questions
@@ -71,7 +71,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     flags = parser.parse_args(arguments)
     inputs = choose_inputs(flags, settings, PROJECT_ROOT)
     log_inputs(inputs, PROJECT_ROOT)
-    resolver = ModelResolver(PROJECT_ROOT / "data" / "models", PROJECT_ROOT, settings.when_model_unavailable)
+    resolver = model_resolver(settings)
     encoders = encoder_plans(settings, resolver)
     if inputs.corpus is None or (flags.if_stale and _current(inputs, settings, encoders)):
         corpus, _ = prepared_corpus(inputs, settings, encoders)

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 
 from _cli import PROJECT_ROOT, main, preparation_parser, set_up_threads
 from _inputs import choose_inputs, log_inputs, prepared_corpus
-from _plans import encoder_plans, index_plan
+from _plans import encoder_plans, index_plan, model_resolver
 from config import Settings
 from src.engine.devices import pick_device
 from src.indexing import build_indices, indices_current
 from src.insight.progress import progress_bar
-from src.models.resolve import ModelResolver
 
 log = logging.getLogger("search")
 
@@ -23,7 +22,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     inputs = choose_inputs(flags, settings, PROJECT_ROOT)
     if not flags.if_stale:
         log_inputs(inputs, PROJECT_ROOT)
-    resolver = ModelResolver(PROJECT_ROOT / "data" / "models", PROJECT_ROOT, settings.when_model_unavailable)
+    resolver = model_resolver(settings)
     encoders = encoder_plans(settings, resolver)
     corpus, chunks = prepared_corpus(inputs, settings, encoders)
     plan = index_plan(settings, encoders, pick_device(settings.device))

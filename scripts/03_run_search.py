@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from _cli import PROJECT_ROOT, add_data_flags, add_search_flags, main, set_up_threads
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
-from _plans import encoder_plans, index_plan, plan_lines, preset_lines, search_plan
+from _plans import encoder_plans, index_plan, model_resolver, plan_lines, preset_lines, search_plan
 from config import Settings
 from src.core.artifacts import write_json
 from src.core.errors import UserError
@@ -17,7 +17,6 @@ from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
 from src.insight.report import fusion_line, hit_lines
 from src.models.language_guard import choose_reranker
-from src.models.resolve import ModelResolver
 from src.pipeline import search
 from src.retrieval import SearchPlan
 
@@ -50,7 +49,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     log_inputs(inputs, PROJECT_ROOT)
     for line in preset_lines(settings):
         log.info("%s", line)
-    resolver = ModelResolver(PROJECT_ROOT / "data" / "models", PROJECT_ROOT, settings.when_model_unavailable)
+    resolver = model_resolver(settings)
     with profiler.stage("load"):
         encoders = encoder_plans(settings, resolver)
         corpus, chunks = prepared_corpus(inputs, settings, encoders)

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
 from _inputs import choose_inputs, load_queries, log_inputs, prepared_corpus
-from _plans import cpu_engine, encoder_plans, index_plan, search_plan
+from _plans import cpu_engine, encoder_plans, index_plan, model_resolver, search_plan
 from config import Settings
 from src.core.artifacts import atomic_directory, file_sha256, fingerprint
 from src.core.errors import UserError
@@ -273,7 +273,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     target = models / flags.name
     if target.exists():
         raise UserError(f"{target}: exists already. Give another --name, or remove it.")
-    resolver = ModelResolver(models, PROJECT_ROOT, settings.when_model_unavailable)
+    resolver = model_resolver(settings)
     base = _base_model(resolver, flags.base)
     use_labels = not (flags.pairs or flags.rule_pairs) if flags.use_labels is None else flags.use_labels
     sources: list[Source] = []

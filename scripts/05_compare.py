@@ -9,7 +9,7 @@ from pathlib import Path
 
 from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
-from _plans import encoder_plans, index_plan, search_plan
+from _plans import encoder_plans, index_plan, model_resolver, search_plan
 from _runs import find_run, read_run
 from config import Settings
 from src.core.errors import UserError
@@ -125,7 +125,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     set_up_threads(settings.cpu_threads)
     inputs = choose_inputs(flags, settings, PROJECT_ROOT)
     log_inputs(inputs, PROJECT_ROOT)
-    resolver = ModelResolver(PROJECT_ROOT / "data" / "models", PROJECT_ROOT, settings.when_model_unavailable)
+    resolver = model_resolver(settings)
     encoders = encoder_plans(settings, resolver)
     corpus, chunks = prepared_corpus(inputs, settings, encoders)
     queries, qrels = load_queries(inputs, settings, corpus)

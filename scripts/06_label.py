@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
-from _plans import encoder_plans
+from _plans import encoder_plans, model_resolver
 from _runs import SEARCH_COMMAND, find_run, read_run
 from config import Settings
 from src.core.errors import UserError
 from src.core.types import Corpus, Queries, Run
 from src.insight.label_app import LabelApp, run_in_terminal
-from src.models.resolve import ModelResolver
 from src.quality.labels import LabelStore, choose_questions, disagreement, main_run, make_task, progress_line
 
 log = logging.getLogger("search")
@@ -61,7 +60,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     path = inputs.data.raw / settings.labels_file
     if flags.labels is not None and flags.labels.resolve() != path.resolve():
         raise UserError(f"--labels {flags.labels}: answers are kept in {path}. Copy the file there, or leave it out.")
-    resolver = ModelResolver(PROJECT_ROOT / "data" / "models", PROJECT_ROOT, settings.when_model_unavailable)
+    resolver = model_resolver(settings)
     corpus, _ = prepared_corpus(inputs, settings, encoder_plans(settings, resolver))
     every_query, qrels = load_queries(inputs, settings, corpus)
     queries = every_query.head(flags.limit)

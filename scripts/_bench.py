@@ -14,7 +14,7 @@ import torch
 from scipy.stats import spearmanr
 
 from src.engine.devices import CpuEngine, Precision
-from src.engine.pair_scorer import CrossEncoderScorer, make_scorer
+from src.engine.pair_scorer import CrossEncoderScorer, PairScorer, make_scorer
 from src.engine.tokens import TokenTable
 from src.engine.torch_backend import TorchBackend
 from src.stages.chunk import sentence_spans
@@ -98,7 +98,7 @@ def our_scorers(directory: Path, fingerprint: str, device: str, kept: Path, thre
     """Scorers of this project, by the name of their configuration."""
     cpu = CpuEngine("auto", kept, threads)
 
-    def made(precision: Precision) -> CrossEncoderScorer:
+    def made(precision: Precision) -> PairScorer:
         return make_scorer(directory, fingerprint, device, BATCH_SIZE, MAX_LENGTH, precision, cpu)
 
     return {

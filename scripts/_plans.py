@@ -19,6 +19,13 @@ from src.retrieval import SearchPlan
 log = logging.getLogger("search")
 
 
+def model_resolver(settings: Settings) -> ModelResolver:
+    """Finds models as the settings say."""
+    return ModelResolver(
+        PROJECT_ROOT / "data" / "models", PROJECT_ROOT, settings.when_model_unavailable, settings.allow_remote_code
+    )
+
+
 def encoder_plans(settings: Settings, resolver: ModelResolver) -> tuple[EncoderPlan, ...]:
     """The bi-encoders of the settings, resolved; a model that is named twice is resolved once.
 

@@ -242,7 +242,7 @@ def load_encoder(encoder: EncoderPlan, plan: IndexPlan) -> SentenceEncoder:
     """The bi-encoder of a plan, with its prefixes."""
     return SentenceEncoder(
         encoder.model.directory, plan.device, encoder.query_prefix, encoder.document_prefix, plan.max_tokens, plan.cpu,
-        encoder.model.fingerprint, encoder.pooling,
+        encoder.model.fingerprint, encoder.pooling, encoder.model.remote_code,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from src.core.artifacts import fingerprint
 from src.core.pair_scores import PairScores
 from src.core.storage import DataFolder, save_run
 from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Run
-from src.engine.pair_scorer import CrossEncoderScorer, make_scorer
+from src.engine.pair_scorer import PairScorer, make_scorer
 from src.indexing import Bars, IndexPlan
 from src.insight.profile import Profiler
 from src.models.resolve import ResolvedModel
@@ -98,13 +98,13 @@ def candidate_scores(
     with profiler.stage("load"):
         scorer = make_scorer(
             plan.reranker.directory, plan.reranker.fingerprint, device, plan.batch_size, plan.max_length,
-            plan.precision, plan.cpu,
+            plan.precision, plan.cpu, plan.reranker.remote_code,
         )  # fmt: skip
         if load_first:
             scorer.load()
             log.info(
                 "✓ Cross-encoder loaded successfully: %s on %s, %s by %s",
-                plan.reranker.describe(), device, scorer.arithmetic, scorer.backend.name,
+                plan.reranker.describe(), device, scorer.arithmetic, scorer.backend_name,
             )  # fmt: skip
         kept = kept_pair_scores(data, plan.reranker, scorer)
     with profiler.stage("tokenise") as stage:
@@ -119,7 +119,7 @@ def candidate_scores(
     return scores
 
 
-def kept_pair_scores(data: DataFolder, model: ResolvedModel, scorer: CrossEncoderScorer) -> PairScores:
+def kept_pair_scores(data: DataFolder, model: ResolvedModel, scorer: PairScorer) -> PairScores:
     """Scores that this model has given before, with the same limit of tokens and the same arithmetic."""
     key = fingerprint([model.fingerprint, scorer.max_length, scorer.arithmetic])
     return PairScores(data.runs / "pair_scores" / key)

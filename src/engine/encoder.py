@@ -45,6 +45,7 @@ class SentenceEncoder:
         cpu: how a CPU runs the model; ``None`` leaves it to sentence-transformers, and so does any other device.
         fingerprint: of the model, which names its conversion; needed with ``cpu``.
         pooling: ``mean``, ``cls``, ``max``, ``lasttoken`` or ``weightedmean`` in place of the model's own.
+        remote_code: whether the model's own Python code may run.
 
     Raises:
         UserError: where the model cannot be loaded, or ``cpu`` insists on OpenVINO and that cannot run it.
@@ -60,10 +61,11 @@ class SentenceEncoder:
         cpu: CpuEngine | None = None,
         fingerprint: str = "",
         pooling: str | None = None,
+        remote_code: bool = False,
     ) -> None:
         with explain_loading("ENCODERS", directory):
             self.model = SentenceTransformer(
-                str(directory), device=device, trust_remote_code=False, local_files_only=True
+                str(directory), device=device, trust_remote_code=remote_code, local_files_only=True
             )
         if pooling is not None:
             _set_pooling(self.model, pooling, directory)

@@ -1,5 +1,6 @@
 """Cross-encoder: (question, passage) pairs to scores."""
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 from src.core.errors import UserError
 from src.engine.batches import token_budget_batches
 from src.engine.devices import CpuEngine, Precision, explain_loading
+from src.engine.library_scorer import LibraryScorer
 from src.engine.openvino_backend import OpenVinoBackend
 from src.engine.openvino_graphs import BackendUnavailableError
 from src.engine.pair_backends import PairBackend, PairBatch
@@ -26,7 +28,17 @@ log = logging.getLogger(__name__)
 
 
 class PairScorer(Protocol):
-    """Anything that scores pairs of tokenised texts."""
+    """Anything that scores pairs of tokenised texts.
+
+    Attributes:
+        max_length: most tokens in a pair.
+    """
+
+    max_length: int
+
+    def load(self) -> None:
+        """Load the weights, once; scoring does so by itself. Tokenising needs none."""
+        ...
 
     def tokenize(self, texts: Sequence[str]) -> TokenTable:
         """Tokenise texts for this model."""
@@ -39,6 +51,16 @@ class PairScorer(Protocol):
     @property
     def longest_question(self) -> int:
         """Most tokens that a question may have."""
+        ...
+
+    @property
+    def arithmetic(self) -> str:
+        """The type that matrices are multiplied in."""
+        ...
+
+    @property
+    def backend_name(self) -> str:
+        """What runs the model, for the log."""
         ...
 
 
@@ -119,6 +141,11 @@ class CrossEncoderScorer:
         """The type that matrices are multiplied in."""
         return self.backend.arithmetic
 
+    @property
+    def backend_name(self) -> str:
+        """What runs the model, for the log."""
+        return self.backend.name
+
     def tokenize(self, texts: Sequence[str]) -> TokenTable:
         """Tokenise texts without special tokens."""
         return tokenize(self.tokenizer, texts)
@@ -186,16 +213,22 @@ def make_scorer(
     max_length: int,
     precision: Precision,
     cpu: CpuEngine,
-) -> CrossEncoderScorer:
-    """A scorer with the backend that fits the device.
+    remote_code: bool = False,
+) -> PairScorer:
+    """A scorer that fits the model, with the backend that fits the device.
 
     Args:
         fingerprint: of the model, which names its conversion.
         cpu: how a CPU runs the model; any other device runs it by torch.
+        remote_code: whether the model's own Python code may run.
 
     Raises:
         UserError: where the model is no reranker.
     """
+    reason = needs_library(directory)
+    if reason is not None:
+        log.info("%s is %s: sentence-transformers runs it (the slow path).", directory.name, reason)
+        return LibraryScorer(directory, device, batch_size, max_length, precision, remote_code)
 
     def torch_backend() -> PairBackend:
         return TorchBackend(directory, device, precision)
@@ -206,3 +239,32 @@ def make_scorer(
     return CrossEncoderScorer(
         directory, backend, batch_size, max_length, fallback=torch_backend if cpu.engine == "auto" else None
     )
+
+
+def needs_library(directory: Path) -> str | None:
+    """Why a model cannot take the fast path, which joins pairs itself and reads one logit; ``None`` where it can.
+
+    Raises:
+        UserError: where its files cannot be read, or are those of a bi-encoder.
+    """
+    with explain_loading("CROSS_ENCODER_MODEL", directory):
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        modules_file = directory / "modules.json"
+        modules = json.loads(modules_file.read_text(encoding="utf-8")) if modules_file.is_file() else []
+    if "AutoModelForSequenceClassification" in (config.get("auto_map") or {}):
+        return "a model with Python code of its own"
+    types = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
+    if "Pooling" in types:
+        raise UserError(
+            f"CROSS_ENCODER_MODEL: {directory} is a bi-encoder (it has a pooling module), and would score at random. "
+            "Name a cross-encoder, and this one in ENCODERS."
+        )
+    if any(kind != "Transformer" for kind in types):
+        return "a model of several modules"
+    architecture = str((config.get("architectures") or [""])[0])
+    if architecture.endswith("ForCausalLM"):
+        return "a causal language model"
+    # transformers leaves the labels out of a configuration where there are two, its default.
+    if architecture.endswith("ForSequenceClassification") and len(config.get("id2label") or "01") == 2:
+        return "a classifier with two outputs"
+    return None

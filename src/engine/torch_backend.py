@@ -18,12 +18,19 @@ def load_classifier(directory: Path) -> Any:
     """The sequence classifier of a directory, float32, ready to score.
 
     Raises:
-        UserError: where its files cannot be loaded.
+        UserError: where its files cannot be loaded, or lack weights of the classifier (those of a bi-encoder do).
     """
     with explain_loading("CROSS_ENCODER_MODEL", directory):
-        return AutoModelForSequenceClassification.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False, dtype=torch.float32
-        ).eval()
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+        )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise UserError(
+            f"CROSS_ENCODER_MODEL: {directory} has no weights for {missing[0]} ({len(missing)} missing): it is no "
+            "cross-encoder, and would score at random. Name a cross-encoder."
+        )
+    return model.eval()
 
 
 class TorchBackend:

@@ -111,7 +111,10 @@ def choose_reranker(resolver: ModelResolver, name: str, multilingual: str | None
 def _measure_model(model: ResolvedModel, texts: Sequence[str]) -> Readability:
     from transformers import AutoTokenizer
 
-    return measure(AutoTokenizer.from_pretrained(model.directory, local_files_only=True), texts)
+    tokenizer = AutoTokenizer.from_pretrained(
+        model.directory, local_files_only=True, trust_remote_code=model.remote_code
+    )
+    return measure(tokenizer, texts)
 
 
 def _joined(first: str | None, second: str) -> str:

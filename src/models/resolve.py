@@ -2,7 +2,9 @@
 
 import difflib
 import hashlib
+import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -40,6 +42,7 @@ class ResolvedModel:
         revision: commit of the hub, or the directory's name; for people.
         fingerprint: equal for equal models on any machine; artefacts made with the model carry it.
         warning: why another model stands in, to be repeated wherever results are shown.
+        remote_code: whether the model's own Python code may run.
     """
 
     role: Role
@@ -50,6 +53,7 @@ class ResolvedModel:
     revision: str
     fingerprint: str
     warning: str | None = None
+    remote_code: bool = False
 
     def describe(self) -> str:
         """One line for the log."""
@@ -76,12 +80,20 @@ class ModelResolver:
         root: relative model paths are relative to it.
         when_unavailable: ``embedded`` puts the embedded model in place of one that cannot be had, with a warning;
             ``fail`` raises.
+        allow_remote_code: models whose own Python code may run: all, none, or those of these names.
     """
 
-    def __init__(self, models_dir: Path, root: Path, when_unavailable: Literal["embedded", "fail"]) -> None:
+    def __init__(
+        self,
+        models_dir: Path,
+        root: Path,
+        when_unavailable: Literal["embedded", "fail"],
+        allow_remote_code: bool | Sequence[str] = False,
+    ) -> None:
         self.models_dir = models_dir
         self.root = root
         self.when_unavailable = when_unavailable
+        self.allow_remote_code = allow_remote_code
 
     def resolve(self, name: str, role: Role) -> ResolvedModel:
         """Find a model: directory, local hub cache, hub, embedded.
@@ -95,17 +107,16 @@ class ModelResolver:
         directory = (self.root / Path(name).expanduser()).resolve()
         if directory.is_dir():
             _require_model(name, directory)
-            return ResolvedModel(role, name, name, directory, "directory", directory.name, _content(directory))
+            return self._found(name, role, directory, "directory", _content(directory))
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise ModelUnavailableError(
                 f"model {name!r}: no directory {directory}. Give an existing one or a hub name."
             )
         cached = _from_cache(name)
         if cached is not None:
-            return ResolvedModel(role, name, name, cached, "local hub cache", cached.name, f"{name}@{cached.name}")
+            return self._found(name, role, cached, "local hub cache", f"{name}@{cached.name}")
         try:
-            downloaded = _from_hub(name)
-            return ResolvedModel(role, name, name, downloaded, "hub", downloaded.name, f"{name}@{downloaded.name}")
+            downloaded = _from_hub(name, self._may_run_code_of(name))
         except ModelUnavailableError as error:
             how = (
                 f"To get it: run `hf download {name}` on a machine with a network and copy its hub cache "
@@ -117,6 +128,24 @@ class ModelResolver:
             warning = f"{role} {name!r} could not be had ({error}); {stand_in!r} stands in for it"
             log.warning("WARNING: %s. %s", warning, how)
             return self._embedded(name, stand_in, role, warning)
+        return self._found(name, role, downloaded, "hub", f"{name}@{downloaded.name}")
+
+    def _may_run_code_of(self, name: str) -> bool:
+        allowed = self.allow_remote_code
+        return allowed if isinstance(allowed, bool) else name in allowed
+
+    def _found(self, name: str, role: Role, directory: Path, source: Source, content: str) -> ResolvedModel:
+        allowed = self._may_run_code_of(name)
+        if not allowed and _has_own_code(directory):
+            # Loaded without its code it may take its weights for those of another architecture.
+            raise ModelUnavailableError(
+                f"{role} {name!r} is made of Python code of its own (auto_map in {directory / 'config.json'}), which "
+                f'does not run unless the settings name it: ALLOW_REMOTE_CODE = ["{name}"]. Read that code first, or '
+                "name another model."
+            )
+        if allowed and _has_own_code(directory):
+            log.warning("WARNING: %s %r runs Python code of its own (ALLOW_REMOTE_CODE)", role, name)
+        return ResolvedModel(role, name, name, directory, source, directory.name, content, remote_code=allowed)
 
     def _embedded(self, requested: str, name: str, role: Role, warning: str | None) -> ResolvedModel:
         if name != EMBEDDED[role]:
@@ -158,6 +187,14 @@ def _has_weights(directory: Path) -> bool:
     return any((directory / name).is_file() for name in _WEIGHTS)
 
 
+def _has_own_code(directory: Path) -> bool:
+    try:
+        return bool(json.loads((directory / "config.json").read_text(encoding="utf-8")).get("auto_map"))
+    except (OSError, ValueError, AttributeError):
+        # Whoever loads the model says what is wrong with the file.
+        return False
+
+
 def _require_model(name: str, directory: Path) -> None:
     for part in ("config.json", "tokenizer_config.json"):
         if not (directory / part).is_file():
@@ -177,7 +214,7 @@ def _from_cache(name: str) -> Path | None:
     return snapshot if _has_weights(snapshot) else None
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, with_code: bool = False) -> Path:
     """Download a model; one short look first, so that a machine without a network learns it within seconds."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
@@ -188,7 +225,7 @@ def _from_hub(name: str) -> Path:
         info = HfApi().model_info(name, timeout=CONNECT_TIMEOUT_SECONDS)
         files = [sibling.rfilename for sibling in info.siblings or []]
         safe = any(file.endswith(".safetensors") and "/" not in file for file in files)
-        patterns = [*_SMALL_FILES, "*.safetensors" if safe else "pytorch_model*.bin"]
+        patterns = [*_SMALL_FILES, *(["*.py"] if with_code else []), "*.safetensors" if safe else "pytorch_model*.bin"]
         log.info("Downloading %s, revision %s ...", name, info.sha)
         snapshot = Path(
             snapshot_download(

@@ -167,3 +167,25 @@ def test_fingerprint_of_a_directory_follows_its_content(cross_encoder: Path, tmp
     data[-1] ^= 1
     (second / "model.safetensors").write_bytes(bytes(data))
     assert resolve._content(first) != resolve._content(second)
+
+
+def test_code_of_its_own_runs_only_by_name(
+    cross_encoder: Path, hub_cache: Path, tmp_path: Path, no_network: list[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(cross_encoder, model)
+    config = model / "config.json"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace("{", '{"auto_map": {"AutoConfig": "a.B"},', 1), encoding="utf-8")
+    name = "jinaai/jina-reranker-v2-base-multilingual"
+    lay_out_hub_cache(hub_cache, name, model)
+    # Even where another model may stand in: this one is there, and only the user can decide.
+    for allowed in (False, ["someone/else"]):
+        chooser = ModelResolver(PROJECT / "data" / "models", tmp_path, "embedded", allowed)
+        with pytest.raises(ModelUnavailableError, match=rf'ALLOW_REMOTE_CODE = \["{name}"\]'):
+            chooser.resolve(name, "cross-encoder")
+    for allowed in (True, [name]):
+        found = ModelResolver(PROJECT / "data" / "models", tmp_path, "embedded", allowed).resolve(name, "cross-encoder")
+        assert found.remote_code
+        assert found.source == "local hub cache"
+    assert not no_network

@@ -1,0 +1,199 @@
+"""Rerankers off the fast path: scores equal those of transformers, called by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_SIZES, bert_tokenizer, save_cross_encoder, tiny_config
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from src.core.errors import UserError
+from src.engine.devices import CpuEngine
+from src.engine.library_scorer import LibraryScorer
+from src.engine.pair_scorer import CrossEncoderScorer, PairScorer, make_scorer, needs_library
+
+QUESTIONS = ["ставка по вкладу", "card"]
+PASSAGES = ["Вклад под 15 % годовых.", "The card is free. " * 30, "Да"]
+PAIRS = np.array([(q, p) for q in range(2) for p in range(3)], dtype=np.int32)
+
+PAIR_TEMPLATE = (
+    '{% for m in messages %}{% if m.role == "query" %}<q>{{ m.content }}{% endif %}'
+    '{% if m.role == "document" %}<d>{{ m.content }}{% endif %}{% endfor %}<a>'
+)
+CHAT_TEMPLATE = '{% for m in messages %}{% if m.role == "user" %}{{ m.content }}{% endif %}{% endfor %}'
+
+
+def scorer_of(folder: Path, max_length: int = 64, remote_code: bool = False) -> PairScorer:
+    cpu = CpuEngine("torch", Path("unused"), 1)
+    return make_scorer(folder, "f", "cpu", 2, max_length, "exact", cpu, remote_code)
+
+
+def scores_of(scorer: PairScorer) -> np.ndarray:
+    return scorer.score(scorer.tokenize(QUESTIONS), scorer.tokenize(PASSAGES), PAIRS)
+
+
+def causal_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    special = ["<pad>", "<q>", "<d>", "<a>", "yes", "no", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: i for i, piece in enumerate([*special, *letters])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", model_max_length=1024)
+    fast.chat_template = template
+    return fast
+
+
+def save_causal(folder: Path, template: str, with_modules: bool = True) -> Path:
+    torch.manual_seed(5)
+    tokenizer = causal_tokenizer(template)
+    sizes = {key: value for key, value in TINY_SIZES.items() if key != "max_position_embeddings"}
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), **sizes, num_key_value_heads=2, head_dim=16, max_position_embeddings=1024,
+        initializer_range=0.3, tie_word_embeddings=True,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if with_modules:
+        from sentence_transformers import CrossEncoder
+        from sentence_transformers.base.modules import Transformer
+        from sentence_transformers.cross_encoder.modules import LogitScore
+
+        transformer = Transformer(str(folder), transformer_task="text-generation")
+        model = CrossEncoder(modules=[transformer, LogitScore(true_token_id=4, false_token_id=5)])
+        model.save(str(folder), create_model_card=False)
+    return folder
+
+
+def by_hand(folder: Path, question: str, passage: str) -> float:
+    """Log-odds of yes against no after the rendered pair."""
+    tokenizer = causal_tokenizer(PAIR_TEMPLATE)
+    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = tokenizer(f"<q>{question}<d>{passage}<a>", return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        logits = model(input_ids=ids).logits[0, -1]
+    return float(logits[4] - logits[5])
+
+
+def test_a_causal_model_scores_yes_against_no(tmp_path: Path) -> None:
+    folder = save_causal(tmp_path / "causal", PAIR_TEMPLATE)
+    assert needs_library(folder) == "a model of several modules"
+    scorer = scorer_of(folder, max_length=80)
+    assert isinstance(scorer, LibraryScorer)
+    found = scores_of(scorer)
+    # 80 tokens for both, a byte each: the long passage is cut, the question never.
+    cut = {(q, p): PASSAGES[p].encode()[: 80 - len(QUESTIONS[q].encode())].decode() for q, p in PAIRS.tolist()}
+    expected = [by_hand(folder, QUESTIONS[q], cut[q, p]) for q, p in PAIRS.tolist()]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.ptp(found) > 0.01
+
+
+def test_a_causal_model_without_a_template_for_pairs(tmp_path: Path) -> None:
+    folder = save_causal(tmp_path / "chat", CHAT_TEMPLATE, with_modules=False)
+    assert needs_library(folder) == "a causal language model"
+    with pytest.raises(UserError, match=r"does not say how a pair is put to it.*modules\.json"):
+        scorer_of(folder).load()
+
+
+def test_an_early_qwen3_reranker_gets_the_template_of_its_card(tmp_path: Path) -> None:
+    folder = save_causal(tmp_path / "Qwen3-Reranker-0.6B", CHAT_TEMPLATE, with_modules=False)
+    scorer = scorer_of(folder)
+    found = scores_of(scorer)
+    tokenizer = causal_tokenizer(CHAT_TEMPLATE)
+    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    prompt = (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+        "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n"
+        f"<Query>: {QUESTIONS[0]}\n<Document>: {PASSAGES[2]}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    with torch.inference_mode():
+        logits = model(input_ids=tokenizer(prompt, return_tensors="pt")["input_ids"]).logits[0, -1]
+    assert found[2] == pytest.approx(float(logits[4] - logits[5]), abs=1e-4)
+
+
+def reference(model: Any, question: str, passage: str, max_length: int) -> torch.Tensor:
+    tokenizer = bert_tokenizer()
+    encoded = tokenizer(
+        question, passage, truncation="only_second", max_length=max_length, return_tensors="pt"
+    )  # fmt: skip
+    with torch.inference_mode():
+        return model(**encoded).logits[0]
+
+
+def test_two_outputs_are_one_score(two_logit_model: Path) -> None:
+    assert needs_library(two_logit_model) == "a classifier with two outputs"
+    scorer = scorer_of(two_logit_model)
+    found = scores_of(scorer)
+    model = AutoModelForSequenceClassification.from_pretrained(two_logit_model).eval()
+    # 64 tokens of text and 3 special ones.
+    expected = [reference(model, QUESTIONS[q], PASSAGES[p], 67) for q, p in PAIRS.tolist()]
+    np.testing.assert_allclose(found, [float(e[1] - e[0]) for e in expected], atol=1e-4)
+
+
+def test_three_outputs_are_no_reranker(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has 3 outputs"):
+        scorer_of(save_cross_encoder(tmp_path / "three", labels=3))
+
+
+def test_a_bi_encoder_is_no_reranker(bi_encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a bi-encoder .*score at random"):
+        scorer_of(bi_encoder)
+    # A bare model that claims to be a classifier.
+    tokenizer = bert_tokenizer()
+    BertModel(tiny_config(len(tokenizer)), add_pooling_layer=False).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config.update(architectures=["BertForSequenceClassification"], id2label={"0": "x"}, label2id={"x": 0})
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match=r"no weights for .*score at random"):
+        scorer_of(tmp_path).load()
+
+
+OWN_CODE = """
+from transformers import BertConfig, BertForSequenceClassification
+
+class DoubledConfig(BertConfig):
+    model_type = "doubled"
+
+class Doubled(BertForSequenceClassification):
+    config_class = DoubledConfig
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = 2 * output.logits
+        return output
+"""
+
+
+def test_a_model_with_code_of_its_own(tmp_path: Path) -> None:
+    folder = save_cross_encoder(tmp_path / "own-code")
+    plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    (folder / "modeling_doubled.py").write_text(OWN_CODE, encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["model_type"] = "doubled"
+    config["auto_map"] = {
+        "AutoConfig": "modeling_doubled.DoubledConfig",
+        "AutoModelForSequenceClassification": "modeling_doubled.Doubled",
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert needs_library(folder) == "a model with Python code of its own"
+    found = scores_of(scorer_of(folder, remote_code=True))
+    expected = [2 * float(reference(plain, QUESTIONS[q], PASSAGES[p], 67)[0]) for q, p in PAIRS.tolist()]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_plain_cross_encoders_stay_on_the_fast_path(cross_encoder: Path, xlmr_cross_encoder: Path) -> None:
+    for folder in (cross_encoder, xlmr_cross_encoder):
+        assert needs_library(folder) is None
+        assert isinstance(scorer_of(folder), CrossEncoderScorer)
