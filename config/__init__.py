@@ -1,6 +1,6 @@
 """Settings of the project: read, checked and frozen by :func:`config.schema.load_settings`."""
 
 from config.presets import PRESETS, differences
-from config.schema import EncoderSettings, Settings, load_settings
+from config.schema import EncoderSettings, RerankerSettings, Settings, load_settings
 
-__all__ = ["PRESETS", "EncoderSettings", "Settings", "differences", "load_settings"]
+__all__ = ["PRESETS", "EncoderSettings", "RerankerSettings", "Settings", "differences", "load_settings"]

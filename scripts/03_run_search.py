@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from _cli import PROJECT_ROOT, add_data_flags, add_search_flags, main, set_up_threads
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
-from _plans import encoder_plans, index_plan, model_resolver, plan_lines, preset_lines, search_plan
+from _plans import encoder_plans, index_plan, model_resolver, plan_lines, preset_lines, reranker_plans, search_plan
 from config import Settings
 from src.core.artifacts import write_json
 from src.core.errors import UserError
@@ -16,7 +16,6 @@ from src.indexing import IndexPlan
 from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
 from src.insight.report import fusion_line, hit_lines
-from src.models.language_guard import choose_reranker
 from src.pipeline import search
 from src.retrieval import SearchPlan
 
@@ -24,9 +23,10 @@ log = logging.getLogger("search")
 
 
 def _record(settings: Settings, indices: IndexPlan, plan: SearchPlan, queries: Queries) -> dict[str, object]:
-    models = [encoder.model.record() for encoder in indices.encoders]
-    if plan.reranker is not None:
-        models.append(plan.reranker.record())
+    models: list[dict[str, object]] = [
+        {**encoder.model.record(), "unit": encoder.unit, "weight": encoder.weight} for encoder in indices.encoders
+    ]
+    models += [{**model.record(), "weight": weight} for model, weight in plan.rerankers]
     return {"settings": settings.snapshot(), "models": models, "questions": queries.fingerprint, "top_k": plan.top_k}
 
 
@@ -54,22 +54,18 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
         encoders = encoder_plans(settings, resolver)
         corpus, chunks = prepared_corpus(inputs, settings, encoders)
         queries, qrels = _load(inputs, settings, flags, corpus)
-        reranker = None
-        if flags.rerank:
-            reranker = choose_reranker(
-                resolver, settings.cross_encoder_model, settings.cross_encoder_model_multilingual, corpus
-            )
+        rerankers = reranker_plans(settings, resolver, corpus) if flags.rerank else ()
     if flags.fit_blend and (qrels is None or not flags.rerank):
         why = f"there are no labels at {inputs.no_labels}" if qrels is None else "reranking is off"
         raise UserError(f"--fit-blend fits the blend on labels, but {why}. Leave it out, or mend that.")
     if flags.fit_fusion and qrels is None:
         raise UserError(f"--fit-fusion needs labels, but there are none at {inputs.no_labels}. Leave it out, or label.")
     indices = index_plan(settings, encoders, pick_device(settings.device))
-    plan = search_plan(settings, flags, reranker)
+    plan = search_plan(settings, flags, rerankers)
     labels = f"{len(qrels)} labelled questions" if qrels is not None else f"none ({inputs.no_labels})"
     for line in plan_lines(corpus, chunks, queries, indices, plan, labels):
         log.info("%s", line)
-    warnings = [model.warning for model in (*(e.model for e in encoders), reranker) if model and model.warning]
+    warnings = [m.warning for m in (*(e.model for e in encoders), *(model for model, _ in rerankers)) if m.warning]
     result = search(
         inputs.data, corpus, chunks, queries, qrels, indices, plan, flags.output, profiler, progress_bar,
         _record(settings, indices, plan, queries), list(dict.fromkeys(warnings)),

@@ -164,7 +164,7 @@ def _labelled(flags: argparse.Namespace, settings: Settings, resolver: ModelReso
     if qrels is None:
         raise UserError(f"no labels at {inputs.no_labels}. Give --labels FILE, or train on --pairs FILE.")
     indices = index_plan(settings, encoders, pick_device(settings.device))
-    plan = search_plan(settings, argparse.Namespace(top_k=settings.top_k), None)
+    plan = search_plan(settings, argparse.Namespace(top_k=settings.top_k), ())
     found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, Profiler(), progress_bar)
     candidates = found.fused.cut(flags.cv_candidates)
     read = PassageTexts.of(corpus, chunks, found.passages[:, : candidates.depth])

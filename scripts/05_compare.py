@@ -95,7 +95,7 @@ def _make(
     depths = sorted(set(flags.candidates or [settings.reranker_candidate_k]))
     weights = flags.weights or [settings.reranker_blend_weight]
     arms = flags.passages or [(settings.reranker_passage_choice, settings.reranker_passages_per_document)]
-    base = search_plan(settings, argparse.Namespace(top_k=settings.top_k), None)
+    base = search_plan(settings, argparse.Namespace(top_k=settings.top_k), ())
     plan = replace(base, candidate_k=max(depths))
     found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, Profiler(), progress_bar)
     runs, warnings = [replace(found.fused, name="off")], []
@@ -105,8 +105,8 @@ def _make(
         for choice, count in arms:
             read = replace(found, passages=choose_passages(found.fused, chunks, found.nearest, choice, count))
             scores = candidate_scores(
-                inputs.data, corpus, chunks, queries, read, replace(plan, reranker=model), device, Profiler(),
-                progress_bar, load_first=False,
+                inputs.data, corpus, chunks, queries, read, replace(plan, rerankers=((model, 1.0),)), device,
+                Profiler(), progress_bar, load_first=False,
             )  # fmt: skip
             arm = f" {choice} {count}" if flags.passages else ""
             for depth in depths:

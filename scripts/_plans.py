@@ -12,6 +12,7 @@ from config import Settings, differences
 from src.core.types import Chunks, Corpus, Queries
 from src.engine.devices import CpuEngine
 from src.indexing import EncoderPlan, IndexPlan
+from src.models.language_guard import choose_reranker
 from src.models.prefixes import choose_prefixes
 from src.models.resolve import ModelResolver, ResolvedModel
 from src.retrieval import SearchPlan
@@ -100,7 +101,25 @@ def bm25_weights(settings: Settings) -> dict[str, float]:
     return {"document": settings.bm25_document_weight, "chunk": chunk}
 
 
-def search_plan(settings: Settings, flags: Namespace, reranker: ResolvedModel | None) -> SearchPlan:
+def reranker_plans(
+    settings: Settings, resolver: ModelResolver, corpus: Corpus
+) -> tuple[tuple[ResolvedModel, float], ...]:
+    """The cross-encoders of the settings with their weights, each one that can read the corpus.
+
+    Two that turn out to be the same model become one, with the sum of their weights.
+    """
+    entries = [(r.model, r.weight) for r in settings.rerankers] or [(settings.cross_encoder_model, 1.0)]
+    chosen: dict[str, tuple[ResolvedModel, float]] = {}
+    for name, weight in entries:
+        model = choose_reranker(resolver, name, settings.cross_encoder_model_multilingual, corpus)
+        same = chosen.get(model.fingerprint)
+        if same is not None:
+            log.warning("WARNING: %s scores for %s and %s: it is asked once", model.used, same[0].requested, name)
+        chosen[model.fingerprint] = (same[0], same[1] + weight) if same is not None else (model, weight)
+    return tuple(chosen.values())
+
+
+def search_plan(settings: Settings, flags: Namespace, rerankers: tuple[tuple[ResolvedModel, float], ...]) -> SearchPlan:
     """How this run searches and reranks."""
     return SearchPlan(
         bm25_weights=bm25_weights(settings),
@@ -111,7 +130,7 @@ def search_plan(settings: Settings, flags: Namespace, reranker: ResolvedModel | 
         depth_chunks=settings.search_depth_chunks,
         candidate_k=max(settings.reranker_candidate_k, flags.top_k),
         top_k=flags.top_k,
-        reranker=reranker,
+        rerankers=rerankers,
         batch_size=settings.reranker_batch_size,
         max_length=settings.reranker_max_length,
         blend_weight=settings.reranker_blend_weight,
@@ -140,14 +159,17 @@ def plan_lines(
     fusion = "to be fitted" if plan.fit_fusion else plan.fusion if plan.fusion == "convex" else f"rrf, k {plan.rrf_k}"
     late = f", late interaction weight {plan.late_weight:g}" if plan.late_weight > 0 else ""
     yield f"Fusion: {fusion}{late}. Device: {indices.device}."
-    if plan.reranker is None:
+    if not plan.rerankers:
         yield f"Reranking: off. Submission: top {plan.top_k} of stage one."
-    else:
-        blend = "to be fitted" if plan.fit_blend else f"{plan.blend_weight:g}"
-        if plan.reranker.source != "embedded" and not plan.fit_blend:
-            blend += " (its default was measured on the embedded model alone; --fit-blend fits it to your labels)"
-        yield (
-            f"Reranking: {plan.reranker.describe()}, {plan.candidate_k} candidates, "
-            f"{plan.passages_per_document} passage(s) each, blend weight {blend}. "
-            f"Submission: top {plan.top_k}."
-        )
+        return
+    blend = "to be fitted" if plan.fit_blend else f"{plan.blend_weight:g}"
+    if (len(plan.rerankers) > 1 or plan.rerankers[0][0].source != "embedded") and not plan.fit_blend:
+        blend += " (its default was measured on the embedded model alone; --fit-blend fits it to your labels)"
+    models = ", ".join(
+        model.describe() + (f" weight {weight:g}" if len(plan.rerankers) > 1 else "")
+        for model, weight in plan.rerankers
+    )
+    yield (
+        f"Reranking: {models}, {plan.candidate_k} candidates, {plan.passages_per_document} passage(s) each, "
+        f"blend weight {blend}. Submission: top {plan.top_k}."
+    )

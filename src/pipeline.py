@@ -21,7 +21,7 @@ from src.models.resolve import ResolvedModel
 from src.quality.evaluate import Evaluation, evaluate
 from src.quality.fit import BlendFit, FusionFit, fit_blend
 from src.retrieval import Retrieval, SearchPlan, retrieve
-from src.stages.rerank import CandidateScorer, PassageTexts, blend, unchanged
+from src.stages.rerank import CandidateScorer, PassageTexts, blend, combine_scores, unchanged
 from src.stages.submit import check_depth, write_submission
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def rerank_candidates(
         qrels: what the blend is fitted on, where the plan asks for that.
     """
     candidates = found.fused.cut(plan.candidate_k)
-    if plan.reranker is None:
+    if not plan.rerankers:
         return unchanged(candidates), None
     scores = candidate_scores(data, corpus, chunks, queries, found, plan, device, profiler, bars)
     fit = None
@@ -88,25 +88,45 @@ def candidate_scores(
     bars: Bars,
     load_first: bool = True,
 ) -> Floats:
-    """The cross-encoder's own score of every candidate, float32 [Q, K].
+    """The score of every candidate by the cross-encoder, float32 [Q, K]; of several, the weighted mean of z-scores.
 
     Args:
         load_first: load the model before anything else; without it no weights are loaded where all scores are kept.
     """
-    assert plan.reranker is not None
+    assert plan.rerankers
+    scores = [
+        _model_scores(model, data, corpus, chunks, queries, found, plan, device, profiler, bars, load_first)
+        for model, _ in plan.rerankers
+    ]
+    return combine_scores(found.fused.cut(plan.candidate_k), scores, [weight for _, weight in plan.rerankers])
+
+
+def _model_scores(
+    model: ResolvedModel,
+    data: DataFolder,
+    corpus: Corpus,
+    chunks: Chunks,
+    queries: Queries,
+    found: Retrieval,
+    plan: SearchPlan,
+    device: str,
+    profiler: Profiler,
+    bars: Bars,
+    load_first: bool,
+) -> Floats:
     candidates = found.fused.cut(plan.candidate_k)
     with profiler.stage("load"):
         scorer = make_scorer(
-            plan.reranker.directory, plan.reranker.fingerprint, device, plan.batch_size, plan.max_length,
-            plan.precision, plan.cpu, plan.reranker.remote_code,
+            model.directory, model.fingerprint, device, plan.batch_size, plan.max_length,
+            plan.precision, plan.cpu, model.remote_code,
         )  # fmt: skip
         if load_first:
             scorer.load()
             log.info(
                 "✓ Cross-encoder loaded successfully: %s on %s, %s by %s",
-                plan.reranker.describe(), device, scorer.arithmetic, scorer.backend_name,
+                model.describe(), device, scorer.arithmetic, scorer.backend_name,
             )  # fmt: skip
-        kept = kept_pair_scores(data, plan.reranker, scorer)
+        kept = kept_pair_scores(data, model, scorer)
     with profiler.stage("tokenise") as stage:
         passages = PassageTexts.of(corpus, chunks, found.passages[:, : candidates.depth])
         reranker = CandidateScorer(scorer, passages, kept)
@@ -167,4 +187,4 @@ def search(
         if found.fit is not None:
             extra["fusion_fit"] = asdict(found.fit)
         save_run(data.runs, final, corpus, extra)
-    return SearchResult(final, before, after, plan.reranker is not None, tuple(warnings), fit, found.fit)
+    return SearchResult(final, before, after, bool(plan.rerankers), tuple(warnings), fit, found.fit)

@@ -47,7 +47,7 @@ class SearchPlan:
     """How a run searches and reranks.
 
     Attributes:
-        reranker: the cross-encoder; ``None`` turns reranking off.
+        rerankers: cross-encoders with their weights; none turns reranking off.
         passages_per_document: chunks of a candidate that late interaction and the cross-encoder read.
         late_weight: of late interaction in stage one's order of the candidates; 0 turns it off.
         passage_choice: ``best`` chunks by the bi-encoder, or the ``first`` ones of the document (FirstP).
@@ -65,7 +65,7 @@ class SearchPlan:
     depth_chunks: int
     candidate_k: int
     top_k: int
-    reranker: ResolvedModel | None
+    rerankers: tuple[tuple[ResolvedModel, float], ...]
     batch_size: int
     max_length: int
     blend_weight: float

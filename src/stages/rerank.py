@@ -48,6 +48,29 @@ def blend(candidates: Run, pair_scores: Floats, weight: float, name: str) -> Run
     return Run(name, candidates.query_ids, rows, scores, candidates.corpus_fingerprint)
 
 
+def combine_scores(candidates: Run, scores: Sequence[Floats], weights: Sequence[float]) -> Floats:
+    """One score of several cross-encoders: the weighted mean of their z-scores per question; of one, its own score.
+
+    Args:
+        candidates: [Q, K].
+        scores: float32 [Q, K] of each cross-encoder.
+        weights: one for each, above 0.
+
+    Returns:
+        float32 [Q, K].
+    """
+    if len(scores) == 1:
+        return scores[0]
+    filled = candidates.doc_rows != PAD
+    total = sum(weights)
+    mixed = sum(
+        (weight / total * standardize_rows(values, filled) for values, weight in zip(scores, weights, strict=True)),
+        start=np.zeros(filled.shape),
+    )
+    result: Floats = mixed.astype(np.float32)
+    return result
+
+
 @dataclass(frozen=True)
 class PassageTexts:
     """The distinct passages that a run's candidates are read by.

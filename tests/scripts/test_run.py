@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import LABELS, PAGES, PROJECT, QUESTIONS, load_script, write_csv
 
-from config import EncoderSettings, Settings
+from config import EncoderSettings, RerankerSettings, Settings
 from src.core.errors import StaleArtifactError, UserError
 from src.models.resolve import ModelResolver
 
@@ -323,13 +323,14 @@ def test_the_stand_in_is_repeated_beside_the_figure(project: Project, monkeypatc
     from dataclasses import replace
 
     script = load_script("03_run_search")
-    choose = script.choose_reranker
+    plans = script.reranker_plans
 
     def swapped(*arguments: object) -> object:
-        return replace(choose(*arguments), warning="cross-encoder 'a' could not be had; 'b' stands in for it")
+        warning = "cross-encoder 'a' could not be had; 'b' stands in for it"
+        return tuple((replace(model, warning=warning), weight) for model, weight in plans(*arguments))
 
     project.prepare()
-    monkeypatch.setattr(script, "choose_reranker", swapped)
+    monkeypatch.setattr(script, "reranker_plans", swapped)
     project.caplog.clear()
     script.run(project.settings, ["--data-dir", str(project.data), "--output", str(project.output)])
     lines = [record.getMessage() for record in project.caplog.records]
@@ -382,3 +383,25 @@ def test_one_stand_in_for_several_models_is_searched_once(
     assert [(p.model.used, p.weight, p.query_prefix, p.pooling) for p in plans] == [
         ("embedded:multilingual-e5-small", 4.0, "query: ", None)
     ]
+
+
+def test_two_rerankers(project: Project, cross_encoder: Path, xlmr_cross_encoder: Path) -> None:
+    project.prepare()
+    entries = [
+        RerankerSettings(model=str(cross_encoder), weight=3.0),
+        RerankerSettings(model=str(xlmr_cross_encoder), weight=1.0),
+    ]
+    both = project.settings.model_copy(update={"rerankers": entries})
+    lines = project.run("03_run_search", settings=both)
+    assert len([line for line in lines if line.startswith("✓ Cross-encoder loaded successfully")]) == 2
+    assert " weight 3, " in starting(lines, "Reranking: ")
+    manifest = json.loads((project.data / "runs" / "rerank-on.manifest.json").read_text(encoding="utf-8"))
+    weights = [model["weight"] for model in manifest["extra"]["models"] if model["role"] == "cross-encoder"]
+    assert weights == [3.0, 1.0]
+    # One model twice is one model: the order of its scores alone.
+    twice = [entries[0], RerankerSettings(model=str(cross_encoder.parent / "." / cross_encoder.name) + "/")]
+    lines = project.run("03_run_search", settings=project.settings.model_copy(update={"rerankers": twice}))
+    assert "it is asked once" in starting(lines, "WARNING: ")
+    same = pq.read_table(project.data / "runs" / "rerank-on.parquet").to_pylist()
+    project.run("03_run_search")
+    assert pq.read_table(project.data / "runs" / "rerank-on.parquet").to_pylist() == same

@@ -9,7 +9,7 @@ from src.core.errors import UserError
 from src.core.pair_scores import PairScores
 from src.core.types import Chunks, Corpus, Queries, Run
 from src.engine.tokens import TokenTable
-from src.stages.rerank import CandidateScorer, PassageTexts, blend, standardize_rows, unchanged
+from src.stages.rerank import CandidateScorer, PassageTexts, blend, combine_scores, standardize_rows, unchanged
 
 
 class WordOverlap:
@@ -151,3 +151,14 @@ def test_identity() -> None:
     same = unchanged(run)
     assert same.name == "rerank-off"
     np.testing.assert_array_equal(same.doc_rows, run.doc_rows)
+
+
+def test_scores_of_several_cross_encoders_are_standardised_and_averaged() -> None:
+    rows = np.array([[0, 1, 2], [4, -1, -1]], dtype=np.int32)
+    run = Run("fused", ("a", "b"), rows, np.array([[3, 2, 1], [1, 0, 0]], dtype=np.float32), "c")
+    first = np.array([[1, 2, 3], [7, 0, 0]], dtype=np.float32)
+    second = np.array([[30, 20, 10], [7, 0, 0]], dtype=np.float32)
+    z = 1.2247449  # of 1, 2, 3
+    both = combine_scores(run, [first, second], [3.0, 1.0])
+    np.testing.assert_allclose(both, [[-z / 2, 0, z / 2], [0, 0, 0]], atol=1e-6)
+    assert combine_scores(run, [first], [2.0]) is first
