@@ -1,7 +1,7 @@
 """Building the indices, and telling whether those on disk are the ones that a run needs."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,29 +137,40 @@ def bm25_identity(plan: IndexPlan, unit: str, units: Units) -> Identity:
     return {"units": units.fingerprint, "terms": "snowball-by-script-1"}, settings
 
 
-def _is_current(folder: Path, kind: str, identity: Identity) -> bool:
+def _stale(folder: Path, kind: str, identity: Identity) -> str | None:
+    """Why an artefact is not the one that is needed; ``None`` where it is."""
     try:
         require_current(folder, kind, *identity, fix=BUILD_COMMAND)
     except StaleArtifactError as reason:
         log.debug("%s", reason)
-        return False
-    return True
+        return str(reason)
+    return None
+
+
+def _is_current(folder: Path, kind: str, identity: Identity) -> bool:
+    return _stale(folder, kind, identity) is None
+
+
+def index_status(
+    data: DataFolder, corpus: Corpus, chunks: Chunks, plan: IndexPlan
+) -> Iterator[tuple[Path, str | None]]:
+    """Every folder that the plan needs, and why it cannot be used as it is; ``None`` where it can."""
+    for encoder in plan.encoders:
+        identity = embedding_identity(plan, encoder, units_of(corpus, chunks, encoder.unit))
+        folder = data.embeddings(encoder.name)
+        yield folder, _stale(folder, "embeddings", identity)
+        yield data.index(encoder.name), _stale(data.index(encoder.name), "faiss", identity)
+        if encoder == plan.late_encoder:
+            tokens = data.tokens(encoder.name)
+            yield tokens, None if tokens_left_out(tokens, identity, plan) else _stale(tokens, TOKENS, identity)
+    for unit in plan.bm25_units:
+        folder = data.index(f"bm25-{unit}")
+        yield folder, _stale(folder, "bm25", bm25_identity(plan, unit, units_of(corpus, chunks, unit)))
 
 
 def indices_current(data: DataFolder, corpus: Corpus, chunks: Chunks, plan: IndexPlan) -> bool:
     """Whether every index that the plan needs is there and whole."""
-    for encoder in plan.encoders:
-        identity = embedding_identity(plan, encoder, units_of(corpus, chunks, encoder.unit))
-        if not _is_current(data.embeddings(encoder.name), "embeddings", identity):
-            return False
-        if not _is_current(data.index(encoder.name), "faiss", identity):
-            return False
-        if encoder == plan.late_encoder and not _tokens_current(data.tokens(encoder.name), identity, plan):
-            return False
-    return all(
-        _is_current(data.index(f"bm25-{unit}"), "bm25", bm25_identity(plan, unit, units_of(corpus, chunks, unit)))
-        for unit in plan.bm25_units
-    )
+    return all(reason is None for _, reason in index_status(data, corpus, chunks, plan))
 
 
 def build_indices(data: DataFolder, corpus: Corpus, chunks: Chunks, plan: IndexPlan, bars: Bars) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -81,6 +82,7 @@ class ModelResolver:
         when_unavailable: ``embedded`` puts the embedded model in place of one that cannot be had, with a warning;
             ``fail`` raises.
         allow_remote_code: models whose own Python code may run: all, none, or those of these names.
+        may_download: whether the hub is asked for a model that is not here; without it, such a model cannot be had.
     """
 
     def __init__(
@@ -89,11 +91,13 @@ class ModelResolver:
         root: Path,
         when_unavailable: Literal["embedded", "fail"],
         allow_remote_code: bool | Sequence[str] = False,
+        may_download: bool = True,
     ) -> None:
         self.models_dir = models_dir
         self.root = root
         self.when_unavailable = when_unavailable
         self.allow_remote_code = allow_remote_code
+        self.may_download = may_download
 
     def resolve(self, name: str, role: Role) -> ResolvedModel:
         """Find a model: directory, local hub cache, hub, embedded.
@@ -116,6 +120,8 @@ class ModelResolver:
         if cached is not None:
             return self._found(name, role, cached, "local hub cache", f"{name}@{cached.name}")
         try:
+            if not self.may_download:
+                raise ModelUnavailableError("it is not in the local hub cache")
             downloaded = _from_hub(name, self._may_run_code_of(name))
         except ModelUnavailableError as error:
             how = (
@@ -212,6 +218,21 @@ def _from_cache(name: str) -> Path | None:
         return None
     snapshot = Path(config).parent
     return snapshot if _has_weights(snapshot) else None
+
+
+@cache
+def hub_answers() -> bool:
+    """Whether the hub can be reached from here, at a short look; ``HF_HUB_OFFLINE`` is obeyed."""
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        HfApi().model_info("intfloat/multilingual-e5-small", timeout=CONNECT_TIMEOUT_SECONDS)
+    except Exception:
+        # Every way in which a hub can fail means the same: it cannot be had now.
+        return False
+    return True
 
 
 def _from_hub(name: str, with_code: bool = False) -> Path:

@@ -1,0 +1,51 @@
+"""Step 0, whenever something looks wrong: what this machine has, what would run, what is stale, how long it takes."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from _cli import add_data_flags, main, set_up_threads
+from _doctor import Patient, examine
+from config import Settings
+
+EXIT_WOULD_FAIL = 1
+
+log = logging.getLogger("search")
+
+
+def run(settings: Settings, arguments: Sequence[str]) -> None:
+    """Examine and print; exit code 1 where the run would fail."""
+    parser = argparse.ArgumentParser(prog="00_doctor.py", description=__doc__)
+    add_data_flags(parser, settings)
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON alone (default: as text)")
+    flags = parser.parse_args(arguments)
+    set_up_threads(settings.cpu_threads)
+    # What the models' search says on the way comes as a finding.
+    level = log.level
+    logging.disable(logging.WARNING)
+    try:
+        parts = list(examine(Patient(settings, flags)))
+    finally:
+        logging.disable(logging.NOTSET)
+        log.setLevel(level)
+    if flags.json:
+        sys.stdout.write(json.dumps({title: [asdict(f) for f in found] for title, found in parts}, ensure_ascii=False))
+        sys.stdout.write("\n")
+    for title, found in parts:
+        if flags.json or not found:
+            continue
+        log.info("%s", title)
+        for finding in found:
+            log.info("  %s", finding)
+    failed = sum(finding.level == "FAIL" for _, found in parts for finding in found)
+    if not flags.json:
+        log.info("%s", f"The run would fail: {failed} reason(s), marked FAIL." if failed else "The run should work.")
+    if failed:
+        sys.exit(EXIT_WOULD_FAIL)
+
+
+if __name__ == "__main__":
+    main(run)
