@@ -185,6 +185,6 @@ def search(
                 "weight": fit.weight, "fold_weights": fit.fold_weights, "gain": asdict(fit.gain), "shown": fit.shown,
             }  # fmt: skip
         if found.fit is not None:
-            extra["fusion_fit"] = asdict(found.fit)
+            extra["fusion_fit"] = {**asdict(found.fit), "in_force": found.fit.in_force}
         save_run(data.runs, final, corpus, extra)
     return SearchResult(final, before, after, bool(plan.rerankers), tuple(warnings), fit, found.fit)

@@ -50,6 +50,7 @@ def fusion_line(fit: FusionFit, names: Sequence[str]) -> str:
     return (
         f"Fusion fitted: {fit.method}, {weights}. Hit@5 of stage one on questions that did not choose its weights "
         f"{fit.before:.4f} -> {fit.after:.4f}, {_gain(fit.gain)}"
+        + ("" if fit.in_force else ". The configured fusion stays in force")
     )
 
 

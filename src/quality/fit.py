@@ -94,7 +94,7 @@ class FusionFit:
     """A fitted fusion and its proof.
 
     Attributes:
-        method, weights: fitted on all labelled questions; what unlabelled questions are searched with.
+        method, weights: fitted on all labelled questions; in force where the gain is shown, else those configured are.
         fold_choices: method and weights fitted without each fold.
         before, after: Hit@5 of the fusion as configured, and of the labelled questions each searched with the choice
             of the folds that it is not in.
@@ -109,9 +109,9 @@ class FusionFit:
     gain: Interval
 
     @property
-    def shown(self) -> bool:
-        """Whether the interval of the gain leaves out 0."""
-        return self.gain.shown
+    def in_force(self) -> bool:
+        """Whether the fitted choice is used: its gain on held-out questions is above 0, interval and all."""
+        return self.gain.low > 0
 
 
 def fit_fusion(
@@ -129,8 +129,10 @@ def fit_fusion(
         fused: method and weights -> the fused run.
 
     Returns:
-        A run in which a labelled question is searched with weights that were fitted without it and an unlabelled one
-        with those fitted on all, so that whatever is measured on it is held out; and the fit.
+        A run and the fit. Where the gain is shown, a labelled question is searched with weights that were fitted
+        without it and an unlabelled one with those fitted on all, so that whatever is measured on the run is held out.
+        Where it is not, all are searched as configured: weights that did not help questions unseen would not help
+        the next ones.
 
     Raises:
         UserError: where fewer questions are labelled than there are folds.
@@ -167,6 +169,8 @@ def fit_fusion(
         held_out[own] = hits[choice][own]
     gain = bootstrap_mean(held_out - hits[start], seed)
     fit = FusionFit(*final, tuple(chosen), float(hits[start].mean()), float(held_out.mean()), gain)
+    if not fit.in_force:
+        return fused(*start), fit
     return replace(run, doc_rows=rows, scores=scores), fit
 
 

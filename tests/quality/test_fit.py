@@ -94,14 +94,14 @@ def labels(right: list[int]) -> Qrels:
 def test_fusion_finds_the_run_that_is_right() -> None:
     run, fit = fit_fusion("convex", [1.0, 0.5], fused_of([True] * 20), CORPUS, labels([7] * 20))
     # As configured the first run outweighs the second, and document 7 comes last.
-    assert (fit.before, fit.after, fit.gain.low, fit.shown) == (0.0, 1.0, 1.0, True)
+    assert (fit.before, fit.after, fit.gain.low, fit.in_force) == (0.0, 1.0, 1.0, True)
     assert fit.weights[1] > fit.weights[0]
     assert run.doc_rows[:, 0].tolist() == [7] * 20
 
 
 def test_fusion_stays_as_configured_where_nothing_is_better() -> None:
     run, fit = fit_fusion("rrf", [1.0, 0.5], fused_of([False] * 10), CORPUS, labels([0] * 10))
-    assert (fit.method, fit.weights, fit.gain.mean, fit.shown) == ("rrf", (1.0, 0.5), 0.0, False)
+    assert (fit.method, fit.weights, fit.gain.mean, fit.in_force) == ("rrf", (1.0, 0.5), 0.0, False)
     assert set(fit.fold_choices) == {("rrf", (1.0, 0.5))}
     assert run.doc_rows[:, 0].tolist() == [0] * 10
 
@@ -111,6 +111,15 @@ def test_no_question_chooses_its_own_fusion() -> None:
     run, fit = fit_fusion("convex", [1.0, 0.5], fused_of([True] + [False] * 14), CORPUS, labels([7] + [0] * 14))
     assert run.doc_rows[0, 0] == 0
     assert fit.after <= fit.before == 14 / 15
+
+
+def test_a_fusion_whose_gain_is_not_shown_is_not_used() -> None:
+    # Two of twenty questions want what only another fusion finds: a gain, but its interval reaches down to 0.
+    run, fit = fit_fusion("convex", [1.0, 0.5], fused_of([True] * 20), CORPUS, labels([7, 0, 7] + [0] * 17))
+    assert fit.before == 0.9
+    assert fit.after > fit.before
+    assert (fit.gain.low, fit.in_force) == (0.0, False)
+    assert run.doc_rows[:, 0].tolist() == [0] * 20
 
 
 def test_unlabelled_questions_get_the_weights_of_all() -> None:
