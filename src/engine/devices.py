@@ -38,6 +38,13 @@ def pick_device(wanted: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def every_device(device: str) -> list[str]:
+    """``cuda`` becomes all cards of the machine; anything else is itself."""
+    if device != "cuda" or torch.cuda.device_count() < 2:
+        return [device]
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
 def half_precision(device: str) -> torch.dtype | None:
     """The 16-bit type that a device multiplies in hardware; ``None`` where it has none.
 

@@ -33,6 +33,7 @@ class OpenVinoBackend:
 
     name = "OpenVINO"
     most_tokens: int | None = CACHE_TOKENS
+    tokens_per_pair: int | None = None
 
     def __init__(self, directory: Path, fingerprint: str, kept: Path, precision: Precision, threads: int) -> None:
         self.directory = directory

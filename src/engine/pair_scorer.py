@@ -13,11 +13,13 @@ from transformers import AutoConfig, AutoTokenizer
 
 from src.core.errors import UserError
 from src.engine.batches import token_budget_batches
-from src.engine.devices import CpuEngine, Precision, explain_loading
+from src.engine.devices import CpuEngine, Precision, every_device, explain_loading
 from src.engine.library_scorer import LibraryScorer
 from src.engine.openvino_backend import OpenVinoBackend
 from src.engine.openvino_graphs import BackendUnavailableError
+from src.engine.packed_backend import PackedBackend
 from src.engine.pair_backends import PairBackend, PairBatch
+from src.engine.split_backend import SplitBackend
 from src.engine.tokens import PairTemplate, TokenTable, tokenize
 from src.engine.torch_backend import TorchBackend
 
@@ -175,12 +177,18 @@ class CrossEncoderScorer:
         limits = self._limits(question_lengths)
         lengths = self.template.pair_lengths(question_lengths, passages.lengths[pairs[:, 1]], limits)
         scores = np.full(len(pairs), np.nan, dtype=np.float32)
-        budget = min(self.batch_size * self.max_length, self.backend.most_tokens or sys.maxsize)
-        batches = token_budget_batches(lengths, self.batch_size, budget)
+        batches = token_budget_batches(lengths, *self._bounds())
         self.backend.run((self._batch(questions, passages, pairs, limits, lengths, rows) for rows in batches), scores)
         if not np.isfinite(scores).all():
             raise UserError("the cross-encoder returned a score that is not finite. The model's files may be damaged.")
         return scores
+
+    def _bounds(self) -> tuple[int, int]:
+        """Most pairs and most tokens of a batch; halving the batch size halves both, and so the memory."""
+        if self.backend.tokens_per_pair is not None:
+            tokens = self.batch_size * self.backend.tokens_per_pair
+            return tokens, tokens
+        return self.batch_size, min(self.batch_size * self.max_length, self.backend.most_tokens or sys.maxsize)
 
     def _batch(
         self,
@@ -231,14 +239,21 @@ def make_scorer(
         return LibraryScorer(directory, device, batch_size, max_length, precision, remote_code)
 
     def torch_backend() -> PairBackend:
-        return TorchBackend(directory, device, precision)
+        return _on_all([TorchBackend(directory, each, precision) for each in every_device(device)])
 
+    if device.startswith("cuda") and precision == "fast":
+        packed = _on_all([PackedBackend(directory, each) for each in every_device(device)])
+        return CrossEncoderScorer(directory, packed, batch_size, max_length, fallback=torch_backend)
     if cpu.engine == "torch" or device != "cpu":
         return CrossEncoderScorer(directory, torch_backend(), batch_size, max_length)
     backend = OpenVinoBackend(directory, fingerprint, cpu.kept, precision, cpu.threads)
     return CrossEncoderScorer(
         directory, backend, batch_size, max_length, fallback=torch_backend if cpu.engine == "auto" else None
     )
+
+
+def _on_all(backends: Sequence[PairBackend]) -> PairBackend:
+    return backends[0] if len(backends) == 1 else SplitBackend(backends)
 
 
 def needs_library(directory: Path) -> str | None:

@@ -45,6 +45,7 @@ class TorchBackend:
 
     name = "torch"
     most_tokens: int | None = None
+    tokens_per_pair: int | None = None
 
     def __init__(self, directory: Path, device: str, precision: Precision = "exact") -> None:
         self.directory = directory

@@ -1,0 +1,135 @@
+"""Cross-encoders of the BERT family on CUDA: 16 bits, tokens one after another without padding."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from src.core.errors import UserError
+from src.engine.bert_forward import BertPairForward, PackedLayout, VariableLengthAttention
+from src.engine.openvino_graphs import BackendUnavailableError
+from src.engine.pair_backends import PairBatch
+from src.engine.torch_backend import load_classifier
+
+# Flash attention needs Ampere or later.
+MIN_CAPABILITY = (8, 0)
+TOKENS_PER_PAIR = 512  # of the budget: packed batches are bounded by tokens, and large ones keep the card busy
+_TOLERANCE = 0.05  # of a logit in 16 bits against float32, relative to the largest
+
+
+def cuda_attention() -> VariableLengthAttention:
+    """Torch's variable-length attention; it has kernels for CUDA alone."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn  # type: ignore[return-value]
+
+
+class PackedBackend:
+    """Packed batches through :class:`~src.engine.bert_forward.BertPairForward`.
+
+    Args:
+        directory: the model's directory.
+        device: torch device.
+        dtype: what weights and activations are held in.
+        attention: variable-length attention; ``None`` takes torch's.
+    """
+
+    name = "torch, packed"
+    most_tokens: int | None = None
+    tokens_per_pair: int | None = TOKENS_PER_PAIR
+
+    def __init__(
+        self,
+        directory: Path,
+        device: str,
+        dtype: torch.dtype = torch.float16,
+        attention: VariableLengthAttention | None = None,
+    ) -> None:
+        self.directory = directory
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.attention = attention
+        self.arithmetic = str(dtype).removeprefix("torch.")
+        self.forward: BertPairForward | None = None
+
+    def load(self) -> None:
+        """See :class:`~src.engine.pair_backends.PairBackend`; the packed pass is checked against the model's own."""
+        if self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) < MIN_CAPABILITY:
+            raise BackendUnavailableError("the card is older than Ampere, flash attention does not run on it")
+        model = load_classifier(self.directory)
+        if not BertPairForward.supports(model):
+            raise BackendUnavailableError(f"{type(model).__name__} is not of the BERT family")
+        if self.attention is None:
+            self.attention = cuda_attention()
+        # The packed pass shares the model's weights: what they give in float32 is asked before they are converted.
+        batch, expected = _probe(model)
+        self.forward = BertPairForward(model).eval().to(self.device, self.dtype)
+        self._check(batch, expected)
+
+    def _check(self, batch: PairBatch, expected: Tensor) -> None:
+        try:
+            found = self._logits(batch).float().cpu()
+        except (RuntimeError, NotImplementedError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise BackendUnavailableError(f"variable-length attention does not run here: {reason}") from error
+        difference = float((found - expected).abs().max())
+        if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise BackendUnavailableError(f"its scores differ from the model's own by {difference:.2g}")
+
+    def run(self, batches: Iterable[PairBatch], scores: npt.NDArray[np.float32]) -> None:
+        """See :class:`~src.engine.pair_backends.PairBackend`.
+
+        Raises:
+            torch.OutOfMemoryError: where a batch does not fit.
+        """
+        waiting: list[tuple[npt.NDArray[np.int64], Tensor]] = []
+        for batch in batches:
+            waiting.append((batch.rows, self._logits(batch)))
+            # The card works on this batch while the next one is put together; copying back would wait for it.
+            if len(waiting) > 1:
+                _store(waiting.pop(0), scores)
+        for item in waiting:
+            _store(item, scores)
+
+    def _logits(self, batch: PairBatch) -> Tensor:
+        assert self.forward is not None
+        assert self.attention is not None
+        filled = batch.mask.astype(bool)
+        lengths = batch.mask.sum(axis=1)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        places = np.broadcast_to(np.arange(batch.ids.shape[1]), batch.ids.shape)[filled]
+        types = None if batch.types is None else self._to_device(batch.types[filled])
+        layout = PackedLayout(self._to_device(offsets), int(lengths.max()), self.attention)
+        with torch.inference_mode():
+            logits: Tensor = self.forward(self._to_device(batch.ids[filled]), self._to_device(places), types, layout)
+        return logits
+
+    def _to_device(self, values: npt.NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        if self.device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+def _probe(model: Any) -> tuple[PairBatch, Tensor]:
+    """Three made-up pairs, and the logits that the model gives them."""
+    rows, width = 3, 40
+    ids = np.random.default_rng(0).integers(5, model.config.vocab_size, (rows, width))
+    lengths = np.array([[9], [40], [23]])
+    mask = (np.arange(width) < lengths).astype(np.int64)
+    with torch.inference_mode():
+        found: Tensor = model(input_ids=torch.from_numpy(ids * mask), attention_mask=torch.from_numpy(mask)).logits
+    return PairBatch(np.arange(rows), ids * mask, mask, None), found[:, 0]
+
+
+def _store(item: tuple[npt.NDArray[np.int64], Tensor], scores: npt.NDArray[np.float32]) -> None:
+    rows, logits = item
+    scores[rows] = logits.float().cpu().numpy()
+    if not np.isfinite(scores[rows]).all():
+        raise UserError(
+            "the cross-encoder returned a score that is not finite in 16 bits. Set RERANKER_PRECISION = 'exact'."
+        )
