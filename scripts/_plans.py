@@ -54,7 +54,9 @@ def encoder_plans(settings: Settings, resolver: ModelResolver) -> tuple[EncoderP
                 "WARNING: %s over %ss stands for %s and %s: it is searched once, with weight %g",
                 model.used, entry.unit, same.model.requested, model.requested, same.weight + plan.weight,
             )  # fmt: skip
-            plan = replace(same, weight=same.weight + plan.weight)
+            warnings = list(dict.fromkeys(w for w in (same.model.warning, model.warning) if w))
+            merged = replace(same.model, warning="; ".join(warnings) or None)
+            plan = replace(same, model=merged, weight=same.weight + plan.weight)
         plans[plan.name] = plan
     return tuple(plans.values())
 
