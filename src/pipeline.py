@@ -38,9 +38,11 @@ class SearchResult:
         reranked: whether a cross-encoder had a say.
         warnings: model swaps and the like, to stand beside every figure.
         fit, fusion_fit: the fitted blend and fusion, where they were asked for.
+        found: what stage one handed on.
     """
 
     final: Run
+    found: Retrieval
     before: Evaluation | None
     after: Evaluation | None
     reranked: bool
@@ -167,4 +169,4 @@ def search(
         if found.fit is not None:
             extra["fusion_fit"] = asdict(found.fit)
         save_run(data.runs, final, corpus, extra)
-    return SearchResult(final, before, after, plan.reranker is not None, tuple(warnings), fit, found.fit)
+    return SearchResult(final, found, before, after, plan.reranker is not None, tuple(warnings), fit, found.fit)
