@@ -25,7 +25,7 @@ _STYLE = {
 
 
 def _figure(height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(5.2, height), layout="constrained")
+    figure = Figure(figsize=(4.6, height), layout="constrained")
     return figure, figure.subplots()
 
 
@@ -51,10 +51,20 @@ def recall_curve(before: Ranks, after: Ranks | None, depth: int) -> str:
     with mpl.rc_context(_STYLE):
         figure, axes = _figure(3.4)
         if after is not None:
-            axes.plot(places, _shares(after, places), color=UP, label="after reranking", linewidth=2)
-        axes.plot(places, _shares(before, places), color=DOWN, label="stage one", linestyle="--", linewidth=2)
+            axes.plot(
+                places, _shares(after, places), color=UP, label="after reranking", linewidth=2, drawstyle="steps-post"
+            )
+        axes.plot(
+            places,
+            _shares(before, places),
+            color=DOWN,
+            label="stage one",
+            linestyle="--",
+            linewidth=2,
+            drawstyle="steps-post",
+        )
         ceiling = float((before > 0).mean())
-        axes.axhline(ceiling, color=LIMIT, linestyle=":", label=f"ceiling: {ceiling:.3f} at K = {depth}")
+        axes.axhline(ceiling, color=LIMIT, linestyle=":", label=f"ceiling {ceiling:.3f}")
         axes.axvline(5, color=LIMIT, linewidth=0.5)
         axes.set_xscale("log")
         axes.set_xticks(_depths(depth), [str(k) for k in _depths(depth)])
@@ -63,7 +73,10 @@ def recall_curve(before: Ranks, after: Ranks | None, depth: int) -> str:
         axes.set_xlabel("k: first pages that count (log scale)")
         axes.set_ylabel("questions with a right page")
         axes.grid(alpha=0.25)
-        axes.legend(loc="lower right", frameon=False)
+        axes.legend(
+            loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9, handlelength=1.5,
+            columnspacing=1.2,
+        )  # fmt: skip
         return _data_uri(figure)
 
 
@@ -101,7 +114,7 @@ def rank_moves(before: Ranks, after: Ranks, depth: int) -> str:
         axes.set_yticks(_depths(depth), [str(k) for k in _depths(depth)])
         axes.minorticks_off()
         axes.set_xticks([])
-        axes.set_xlabel("questions, by how far they moved; the dot is the rank after")
+        axes.set_xlabel("questions, by how far they moved")
         axes.set_ylabel("rank of the first right page")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, handletextpad=0.1)
         return _data_uri(figure)
