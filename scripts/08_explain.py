@@ -5,9 +5,10 @@ import difflib
 import json
 import logging
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
@@ -26,7 +27,7 @@ from src.insight.explain_text import make_console, show
 from src.insight.profile import Profiler
 from src.models.language_guard import choose_reranker
 from src.models.resolve import ModelResolver
-from src.pipeline import candidate_scores
+from src.pipeline import candidate_scores, scorer_of
 from src.retrieval import SearchPlan, retrieve
 from src.stages.rerank import blend, unchanged
 
@@ -154,7 +155,10 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     warnings = [model.warning for model in (*(e.model for e in encoders), reranker) if model and model.warning]
     followed = [corpus.row_of[doc_id] for doc_id in right if doc_id in corpus.row_of]
     trace = _trace(inputs.data, corpus, chunks, flags.q_id, queries, indices, plan, followed, warnings)
-    explanation = explain(trace, corpus, chunks, right, flags.top)
+    characters_read: Callable[[str], int] = len
+    if reranker is not None:
+        characters_read = partial(scorer_of(plan, indices.device).characters_read, trace.question)
+    explanation = explain(trace, corpus, chunks, right, flags.top, characters_read)
     if flags.json == STANDARD_OUTPUT:
         sys.stdout.write(json.dumps(asdict(explanation), ensure_ascii=False, indent=2) + "\n")
         return

@@ -78,6 +78,15 @@ def rerank_candidates(
     return blend(candidates, scores, plan.blend_weight if fit is None else fit.weight, "rerank-on"), fit
 
 
+def scorer_of(plan: SearchPlan, device: str) -> CrossEncoderScorer:
+    """The cross-encoder of a plan that reranks; its weights are not loaded yet."""
+    assert plan.reranker is not None
+    return make_scorer(
+        plan.reranker.directory, plan.reranker.fingerprint, device, plan.batch_size, plan.max_length, plan.precision,
+        plan.cpu,
+    )  # fmt: skip
+
+
 def candidate_scores(
     data: DataFolder,
     corpus: Corpus,
@@ -98,10 +107,7 @@ def candidate_scores(
     assert plan.reranker is not None
     candidates = found.fused.cut(plan.candidate_k)
     with profiler.stage("load"):
-        scorer = make_scorer(
-            plan.reranker.directory, plan.reranker.fingerprint, device, plan.batch_size, plan.max_length,
-            plan.precision, plan.cpu,
-        )  # fmt: skip
+        scorer = scorer_of(plan, device)
         if load_first:
             scorer.load()
             log.info(

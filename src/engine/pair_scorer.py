@@ -123,6 +123,19 @@ class CrossEncoderScorer:
         """Tokenise texts without special tokens."""
         return tokenize(self.tokenizer, texts)
 
+    def characters_read(self, question: str, passage: str) -> int:
+        """Characters of a passage that fit beside the question; what follows them is never read.
+
+        A tokenizer that cannot tell where its tokens stand in the text gives the length of the whole passage.
+        """
+        if not self.tokenizer.is_fast:
+            return len(passage)
+        asked = self.tokenize([question]).lengths
+        room = int(self._limits(asked)[0] - asked[0]) - self.template.special_tokens
+        found = self.tokenizer(passage, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spans = found["offset_mapping"]
+        return len(passage) if len(spans) <= room else int(spans[room - 1][1]) if room > 0 else 0
+
     def _limits(self, question_lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         long = question_lengths > (self.max_length - self.template.special_tokens) // 2
         return np.where(long, self.model_limit, self.max_length)

@@ -1,6 +1,6 @@
 """One question through every stage: ranks, scores, the passages that were read, and where a right page was lost."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from src.core.text import spans_of_terms, terms
@@ -84,11 +84,13 @@ class Passage:
     """A text that was read.
 
     Attributes:
-        marks: (start, end) in ``text`` of the words that the question has too, by stem.
+        read: characters of ``text`` that were read; the rest was cut off, because pair and model have a limit.
+        marks: (start, end) in the part that was read of the words that the question has too, by stem.
         words: those words as they are written here, each once.
     """
 
     text: str
+    read: int
     marks: tuple[tuple[int, int], ...]
     words: tuple[str, ...]
 
@@ -172,23 +174,35 @@ def missing_from_an_index(runs: Sequence[Run], rows: Collection[int]) -> bool:
     return any(rank_in(run, 0, row) is None for run in runs for row in rows)
 
 
-def explain(trace: Trace, corpus: Corpus, chunks: Chunks, right: Collection[str], top: int) -> Explanation:
+def explain(
+    trace: Trace,
+    corpus: Corpus,
+    chunks: Chunks,
+    right: Collection[str],
+    top: int,
+    characters_read: Callable[[str], int] = len,
+) -> Explanation:
     """Say what happened to a question.
 
     Args:
         right: ids of the pages that should have been found; some may not be in the corpus.
         top: pages of each stage that are listed.
+        characters_read: how many characters of a passage the reranker reads; all by default.
     """
+
+    def page_of(row: int) -> PageTrace:
+        return _page(trace, stages, corpus, chunks, row, characters_read)
+
     stages = stages_of(trace)
     first = [row for row in trace.final.doc_rows[0][:top].tolist() if row != PAD]
-    followed = tuple(_right_page(trace, stages, corpus, chunks, doc_id) for doc_id in sorted(right))
+    followed = tuple(_right_page(trace, corpus, doc_id, page_of) for doc_id in sorted(right))
     return Explanation(
         trace.query_id,
         trace.question,
         trace.top_k,
         int((trace.candidates.doc_rows[0] != PAD).sum()),
         tuple(_stage_list(run, corpus, top) for run in stages),
-        tuple(_page(trace, stages, corpus, chunks, row) for row in first),
+        tuple(page_of(row) for row in first),
         followed,
         min((page.lost for page in followed), key=ORDER.index, default=None),
         trace.warnings,
@@ -209,7 +223,14 @@ def _place(run: Run, row: int, listed: bool = True) -> Place | None:
     return None if rank is None else Place(rank, float(run.scores[0][rank - 1]), listed)
 
 
-def _page(trace: Trace, stages: Sequence[Run], corpus: Corpus, chunks: Chunks, row: int) -> PageTrace:
+def _page(
+    trace: Trace,
+    stages: Sequence[Run],
+    corpus: Corpus,
+    chunks: Chunks,
+    row: int,
+    characters_read: Callable[[str], int],
+) -> PageTrace:
     places = {run.name: _place(run, row) for run in stages}
     for run in trace.deep:
         if places.get(run.name) is None:
@@ -218,28 +239,29 @@ def _page(trace: Trace, stages: Sequence[Run], corpus: Corpus, chunks: Chunks, r
     read = [] if rank is None else [chunk for chunk in trace.passages[0][rank - 1].tolist() if chunk != PAD]
     title, text = corpus.titles[row], corpus.texts[row]
     asked = terms(trace.question)
+    passages = [passage_text(title, chunks.text(corpus, chunk)) for chunk in read]
     on_page = set(terms(passage_text(title, text)))
     return PageTrace(
         corpus.doc_ids[row],
         title,
         places,
-        tuple(marked(passage_text(title, chunks.text(corpus, chunk)), asked) for chunk in read),
+        tuple(marked(passage, asked, characters_read(passage)) for passage in passages),
         tuple(dict.fromkeys(term for term in asked if term not in on_page)),
     )
 
 
-def marked(text: str, wanted: Sequence[str]) -> Passage:
-    """A passage with the words marked whose stems are ``wanted``."""
-    spans = spans_of_terms(text, frozenset(wanted))
+def marked(text: str, wanted: Sequence[str], read: int) -> Passage:
+    """A passage with the words marked whose stems are ``wanted``, among the first ``read`` characters."""
+    spans = spans_of_terms(text[:read], frozenset(wanted))
     words = dict.fromkeys(text[start:end].casefold() for start, end in spans)
-    return Passage(text, tuple(spans), tuple(words))
+    return Passage(text, read, tuple(spans), tuple(words))
 
 
-def _right_page(trace: Trace, stages: Sequence[Run], corpus: Corpus, chunks: Chunks, doc_id: str) -> RightPage:
+def _right_page(trace: Trace, corpus: Corpus, doc_id: str, page_of: Callable[[int], PageTrace]) -> RightPage:
     row = corpus.row_of.get(doc_id)
     if row is None:
         return RightPage(doc_id, "not in the corpus", f"{MEANING['not in the corpus']} ({len(corpus):,} pages)", None)
-    page = _page(trace, stages, corpus, chunks, row)
+    page = page_of(row)
     if not corpus.titles[row] and not corpus.texts[row]:
         return RightPage(doc_id, "empty page", MEANING["empty page"], page)
     indices = [rank_in(run, 0, row) for run in trace.indices]

@@ -124,7 +124,9 @@ def _passage(passage: Passage, coloured: bool) -> Text:
         text.append(printable(passage.text[at:start]))
         text.append(*((word, _MARK) if coloured else (f"{_OPEN}{word}{_CLOSE}",)))
         at = end
-    text.append(printable(passage.text[at:]))
+    text.append(printable(passage.text[at : passage.read]))
+    if passage.read < len(passage.text):
+        text.append(f" [cut here: {len(passage.text) - passage.read:,} characters were not read]", "yellow")
     if len(text) > _PASSAGE:
         text.truncate(_PASSAGE, overflow="ellipsis")
     return text

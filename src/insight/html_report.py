@@ -216,7 +216,7 @@ def _parts(passage: str, question: str) -> list[tuple[str, bool]]:
     """The passage in pieces, (text, whether it is a word of the question); cut where it is very long."""
     cut = passage if len(passage) <= _PASSAGE else passage[: passage.rfind(" ", 0, _PASSAGE)] + " …"
     parts, at = [], 0
-    for start, end in marked(cut, terms(question)).marks:
+    for start, end in marked(cut, terms(question), len(cut)).marks:
         parts += [(printable(cut[at:start]), False), (printable(cut[start:end]), True)]
         at = end
     return [*parts, (printable(cut[at:]), False)]

@@ -109,8 +109,18 @@ def test_russian_words_are_marked_by_their_stem() -> None:
 
 def test_marks_count_from_the_text_as_it_is_written() -> None:
     text = "За́мки и ЁЛКИ, ёлка."
-    passage = marked(text, ["замк", "елк"])
+    passage = marked(text, ["замк", "елк"], len(text))
     assert [text[a:b] for a, b in passage.marks] == ["За́мки", "ЁЛКИ", "ёлка"]
+
+
+def test_what_was_cut_off_is_told() -> None:
+    found = explain(TRACE, CORPUS, CHUNKS, ["b"], top=2, characters_read=lambda text: 12)
+    assert found.right[0].page is not None
+    (passage,) = found.right[0].page.passages
+    assert (passage.text[: passage.read], passage.words) == ("Карта\nСнятие", ("карта", "снятие"))
+    out = io.StringIO()
+    show(found, Console(file=out, width=120, markup=False))
+    assert "‹Снятие› [cut here: 18 characters were not read]" in out.getvalue()
 
 
 def printed(right: list[str], terminal: bool = False) -> str:
