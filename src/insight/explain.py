@@ -103,6 +103,8 @@ class PageTrace:
         places: stage -> its place; ``None`` where the stage does not have it.
         passages: what was read of it; empty where it was no candidate.
         missing: stems of the question that stand nowhere on the page.
+        unread: stems of the question that stand on the page, but in nothing that was read of it; empty where it was
+            no candidate.
     """
 
     doc_id: str
@@ -110,6 +112,7 @@ class PageTrace:
     places: Mapping[str, Place | None]
     passages: tuple[Passage, ...]
     missing: tuple[str, ...]
+    unread: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -238,15 +241,18 @@ def _page(
     rank = rank_in(trace.candidates, 0, row)
     read = [] if rank is None else [chunk for chunk in trace.passages[0][rank - 1].tolist() if chunk != PAD]
     title, text = corpus.titles[row], corpus.texts[row]
-    asked = terms(trace.question)
-    passages = [passage_text(title, chunks.text(corpus, chunk)) for chunk in read]
+    asked = tuple(dict.fromkeys(terms(trace.question)))
+    texts = [passage_text(title, chunks.text(corpus, chunk)) for chunk in read]
+    passages = tuple(marked(passage, asked, characters_read(passage)) for passage in texts)
     on_page = set(terms(passage_text(title, text)))
+    seen = {term for passage in passages for term in terms(passage.text[: passage.read])}
     return PageTrace(
         corpus.doc_ids[row],
         title,
         places,
-        tuple(marked(passage, asked, characters_read(passage)) for passage in passages),
-        tuple(dict.fromkeys(term for term in asked if term not in on_page)),
+        passages,
+        tuple(term for term in asked if term not in on_page),
+        tuple(term for term in asked if term in on_page and term not in seen) if passages else (),
     )
 
 

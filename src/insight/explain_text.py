@@ -62,8 +62,10 @@ def _right(right: RightPage) -> Text:
     title = "" if right.page is None else f" {one_line(right.page.title, _TITLE)}"
     style = "bold green" if right.lost == "found" else "bold red"
     text = Text.assemble(f"Right page {printable(right.doc_id)}{title}: ", (right.says, style))
-    if right.page is not None and right.page.missing:
-        text.append(f". Stems of the question that it lacks: {printable(', '.join(right.page.missing))}")
+    if right.page is not None:
+        for what, stems in (("lacks", right.page.missing), ("has where nothing was read", right.page.unread)):
+            if stems:
+                text.append(f"\n  Stems of the question that the page {what}: {printable(', '.join(stems))}")
     return text
 
 

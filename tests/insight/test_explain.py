@@ -118,8 +118,10 @@ def test_what_was_cut_off_is_told() -> None:
     assert found.right[0].page is not None
     (passage,) = found.right[0].page.passages
     assert (passage.text[: passage.read], passage.words) == ("Карта\nСнятие", ("карта", "снятие"))
+    assert found.right[0].page.unread == ("наличн", "с")
     out = io.StringIO()
     show(found, Console(file=out, width=120, markup=False))
+    assert "  Stems of the question that the page has where nothing was read: наличн, с\n" in out.getvalue()
     assert "‹Снятие› [cut here: 18 characters were not read]" in out.getvalue()
 
 
@@ -133,7 +135,8 @@ def printed(right: list[str], terminal: bool = False) -> str:
 def test_on_paper() -> None:
     text = printed(["b", "d"])
     assert "Question 7: снять наличные с карт в отделении\n" in text
-    assert "Right page b Карта: dropped by the reranker: rank 1 -> 3 (cross-encoder alone: 3)." in text
+    assert "Right page b Карта: dropped by the reranker: rank 1 -> 3 (cross-encoder alone: 3)\n" in text
+    assert "  Stems of the question that the page lacks: в, отделен\n" in text
     assert "‹Карта›\n‹Снятие› ‹наличных› ‹с› ‹карты›." in text
     # What users wrote is neither markup nor an order to the terminal.
     assert "Right page d [red]Офис[/red]: not in the top K of any index" in text
