@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from src.core.text import spans_of_terms, terms
 from src.core.types import PAD, Chunks, Corpus, Floats, Rows, Run, passage_text, ranked
 from src.insight.losses import MEANING, ORDER, Lost, rank_in, where_lost
+from src.insight.printable import title_of
 
 FUSION, LATE, STAGE_ONE = "fusion", "late interaction", "stage one"
 CROSS_ENCODER, BLEND = "cross-encoder", "blend"
@@ -58,7 +59,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Entry:
-    """A page in the list of a stage."""
+    """A page in the list of a stage; ``title`` is the beginning of its text where it has none."""
 
     rank: int
     score: float
@@ -100,6 +101,7 @@ class PageTrace:
     """One page through the stages.
 
     Attributes:
+        title: the beginning of its text where it has none.
         places: stage -> its place; ``None`` where the stage does not have it.
         passages: what was read of it; empty where it was no candidate.
         missing: stems of the question that stand nowhere on the page.
@@ -216,7 +218,8 @@ def _stage_list(run: Run, corpus: Corpus, top: int) -> StageList:
     filled = run.doc_rows[0] != PAD
     found = zip(run.doc_rows[0][filled].tolist(), run.scores[0][filled].tolist(), strict=True)
     entries = [
-        Entry(rank, score, corpus.doc_ids[row], corpus.titles[row]) for rank, (row, score) in enumerate(found, start=1)
+        Entry(rank, score, corpus.doc_ids[row], title_of(corpus.titles[row], corpus.texts[row]))
+        for rank, (row, score) in enumerate(found, start=1)
     ]
     return StageList(run.name, len(entries), tuple(entries[:top]))
 
@@ -248,7 +251,7 @@ def _page(
     seen = {term for passage in passages for term in terms(passage.text[: passage.read])}
     return PageTrace(
         corpus.doc_ids[row],
-        title,
+        title_of(title, text),
         places,
         passages,
         tuple(term for term in asked if term not in on_page),

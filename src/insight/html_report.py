@@ -14,7 +14,7 @@ from src.core.text import terms
 from src.core.types import PAD, Chunks, Corpus, Qrels, Queries, Rows, Run, passage_text
 from src.insight.explain import marked
 from src.insight.losses import MEANING, ORDER, rank_in
-from src.insight.printable import one_line, printable
+from src.insight.printable import one_line, printable, title_of
 from src.insight.report_plots import origins, rank_moves, recall_curve
 from src.insight.run_facts import Measured, furthest, hits_of, measure, moved, part_of, worst
 from src.quality.statistics import Interval
@@ -206,7 +206,7 @@ def _page(record: RunRecord, question_row: int, question: str, row: int) -> dict
     passage = passage_text(title, text)
     return {
         "id": one_line(corpus.doc_ids[row], _TITLE),
-        "title": one_line(title, _TITLE) or "(no title)",
+        "title": title_of(title, corpus.texts[row], _TITLE),
         "read": chunk != PAD,
         "parts": _parts(passage, question),
     }
@@ -239,7 +239,11 @@ def _changed(record: RunRecord, row: int, new: Any, gap: Any) -> dict[str, Any]:
 
     def first(run: Run) -> str:
         page = int(run.doc_rows[row, 0])
-        return "-" if page == PAD else f"{one_line(corpus.doc_ids[page])} {one_line(corpus.titles[page], _TITLE)}"
+        return (
+            "-"
+            if page == PAD
+            else f"{one_line(corpus.doc_ids[page])} {title_of(corpus.titles[page], corpus.texts[page], _TITLE)}"
+        )
 
     return {
         "id": one_line(record.queries.query_ids[row], _TITLE),

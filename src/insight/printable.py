@@ -12,6 +12,11 @@ def one_line(text: str, limit: int = 0) -> str:
     return f"{text[: limit - 1]}…" if 0 < limit < len(text) else text
 
 
+def title_of(title: str, text: str, limit: int = 100) -> str:
+    """What a page is called in a list: its title, else the beginning of its text, on one line."""
+    return one_line(title, limit) or one_line(text[: 10 * limit], limit) or "(empty)"
+
+
 def _visible(char: str) -> str:
     code = ord(char)
     if char in "\n\t" or 0x20 <= code < 0x7F or code > 0x9F:
