@@ -3,6 +3,8 @@
 import argparse
 import logging
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 from _cli import PROJECT_ROOT, add_data_flags, add_search_flags, main, set_up_threads
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
@@ -10,20 +12,21 @@ from _plans import encoder_plans, index_plan, model_resolver, plan_lines, preset
 from config import Settings
 from src.core.artifacts import write_json
 from src.core.errors import UserError
-from src.core.types import Corpus, Qrels, Queries
+from src.core.types import Chunks, Corpus, Qrels, Queries
 from src.engine.devices import pick_device
 from src.indexing import IndexPlan
+from src.insight.html_report import RunRecord, write_report
 from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
 from src.insight.report import fusion_line, hit_lines
-from src.pipeline import search
+from src.pipeline import SearchResult, search
 from src.retrieval import SearchPlan
 
 log = logging.getLogger("search")
 
 
-def _record(settings: Settings, indices: IndexPlan, plan: SearchPlan, queries: Queries) -> dict[str, object]:
-    models: list[dict[str, object]] = [
+def _record(settings: Settings, indices: IndexPlan, plan: SearchPlan, queries: Queries) -> dict[str, Any]:
+    models: list[dict[str, Any]] = [
         {**encoder.model.record(), "unit": encoder.unit, "weight": encoder.weight} for encoder in indices.encoders
     ]
     models += [{**model.record(), "weight": weight} for model, weight in plan.rerankers]
@@ -35,6 +38,46 @@ def _load(
 ) -> tuple[Queries, Qrels | None]:
     queries, qrels = load_queries(inputs, settings, corpus)
     return queries.head(flags.limit), qrels
+
+
+def _report(
+    result: SearchResult,
+    corpus: Corpus,
+    chunks: Chunks,
+    queries: Queries,
+    qrels: Qrels | None,
+    plan: SearchPlan,
+    lines: Sequence[str],
+    notes: Sequence[str],
+    no_labels: str,
+    record: dict[str, Any],
+    profiler: Profiler,
+) -> RunRecord:
+    found = result.found
+    return RunRecord(
+        name=result.final.name,
+        created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        corpus=corpus,
+        chunks=chunks,
+        queries=queries,
+        qrels=qrels,
+        no_labels=no_labels,
+        indices=found.runs,
+        fused=found.late[0] if found.late is not None else found.fused,
+        before=found.fused.cut(plan.candidate_k),
+        after=result.final,
+        measured=result.final if result.fit is None else result.fit.held_out,
+        passages=found.passages,
+        metrics_before=None if result.before is None else result.before.metrics,
+        metrics_after=None if result.after is None else result.after.metrics,
+        reranked=result.reranked,
+        lines=lines,
+        notes=notes,
+        warnings=result.warnings,
+        models=record["models"],
+        settings=record["settings"],
+        profile=profiler.record(),
+    )
 
 
 def run(settings: Settings, arguments: Sequence[str]) -> None:
@@ -63,12 +106,14 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     indices = index_plan(settings, encoders, pick_device(settings.device))
     plan = search_plan(settings, flags, rerankers)
     labels = f"{len(qrels)} labelled questions" if qrels is not None else f"none ({inputs.no_labels})"
-    for line in plan_lines(corpus, chunks, queries, indices, plan, labels):
+    lines = list(plan_lines(corpus, chunks, queries, indices, plan, labels))
+    for line in lines:
         log.info("%s", line)
+    record = _record(settings, indices, plan, queries)
     warnings = [m.warning for m in (*(e.model for e in encoders), *(model for model, _ in rerankers)) if m.warning]
     result = search(
         inputs.data, corpus, chunks, queries, qrels, indices, plan, flags.output, profiler, progress_bar,
-        _record(settings, indices, plan, queries), list(dict.fromkeys(warnings)),
+        record, list(dict.fromkeys(warnings)),
     )  # fmt: skip
     if flags.enable_profiling:
         path = inputs.data.runs / f"{result.final.name}.profile.json"
@@ -77,13 +122,17 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
             log.info("%s", line)
         log.info("Profile: %s", path)
     log.info("Submission: %s (%d questions, top %d), checked", flags.output, len(queries), plan.top_k)
+    notes = []
     if result.fusion_fit is not None:
-        log.info(
-            "%s", fusion_line(result.fusion_fit, [e.name for e in encoders] + [f"bm25-{u}" for u in indices.bm25_units])
-        )
+        names = [e.name for e in encoders] + [f"bm25-{u}" for u in indices.bm25_units]
+        notes.append(fusion_line(result.fusion_fit, names))
     no_labels = inputs.no_labels if qrels is None else "any of these questions"
-    for line in hit_lines(result.before, result.after, result.reranked, result.warnings, no_labels, result.fit):
+    hits = list(hit_lines(result.before, result.after, result.reranked, result.warnings, no_labels, result.fit))
+    for line in (*notes, *hits):
         log.info("%s", line)
+    notes += [line.strip() for line in hits if line.startswith("  Blend weight fitted")]
+    facts = _report(result, corpus, chunks, queries, qrels, plan, lines, notes, no_labels, record, profiler)
+    log.info("Report: %s", write_report(inputs.data.root / "results" / result.final.name, facts))
     log.info("Done in %.1f s.", profiler.total_seconds)
 
 

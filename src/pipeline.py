@@ -38,9 +38,11 @@ class SearchResult:
         reranked: whether a cross-encoder had a say.
         warnings: model swaps and the like, to stand beside every figure.
         fit, fusion_fit: the fitted blend and fusion, where they were asked for.
+        found: what stage one handed on.
     """
 
     final: Run
+    found: Retrieval
     before: Evaluation | None
     after: Evaluation | None
     reranked: bool
@@ -74,6 +76,14 @@ def rerank_candidates(
     if plan.fit_blend and qrels is not None:
         fit = fit_blend(candidates, lambda weight: blend(candidates, scores, weight, "rerank-on"), corpus, qrels)
     return blend(candidates, scores, plan.blend_weight if fit is None else fit.weight, "rerank-on"), fit
+
+
+def scorer_of(model: ResolvedModel, plan: SearchPlan, device: str) -> PairScorer:
+    """A cross-encoder of a plan; its weights are not loaded yet."""
+    return make_scorer(
+        model.directory, model.fingerprint, device, plan.batch_size, plan.max_length, plan.precision, plan.cpu,
+        model.remote_code,
+    )  # fmt: skip
 
 
 def candidate_scores(
@@ -116,10 +126,7 @@ def _model_scores(
 ) -> Floats:
     candidates = found.fused.cut(plan.candidate_k)
     with profiler.stage("load"):
-        scorer = make_scorer(
-            model.directory, model.fingerprint, device, plan.batch_size, plan.max_length,
-            plan.precision, plan.cpu, model.remote_code,
-        )  # fmt: skip
+        scorer = scorer_of(model, plan, device)
         if load_first:
             scorer.load()
             log.info(
@@ -187,4 +194,4 @@ def search(
         if found.fit is not None:
             extra["fusion_fit"] = {**asdict(found.fit), "in_force": found.fit.in_force}
         save_run(data.runs, final, corpus, extra)
-    return SearchResult(final, before, after, bool(plan.rerankers), tuple(warnings), fit, found.fit)
+    return SearchResult(final, found, before, after, bool(plan.rerankers), tuple(warnings), fit, found.fit)

@@ -89,6 +89,8 @@ class Retrieval:
         nearest: float32 [Q, D] and [C, D], vectors of questions and chunks that chose the best passages; ``None``
             where nothing encodes chunks.
         fit: the fitted fusion, where one was asked for.
+        late: the fused run as it was before late interaction, and float32 [Q, K], the score that late interaction gave
+            each of its candidates; ``None`` where that is off.
     """
 
     runs: tuple[Run, ...]
@@ -96,6 +98,7 @@ class Retrieval:
     passages: Rows
     nearest: tuple[Floats, Floats] | None = None
     fit: FusionFit | None = None
+    late: tuple[Run, Floats] | None = None
 
 
 def retrieve(
@@ -157,11 +160,13 @@ def retrieve(
         else:
             fused, fit = fuse(weighted, plan.fusion, plan.rrf_k, depth), None
         passages = choose_passages(fused, chunks, chunk_choice, plan.passage_choice, plan.passages_per_document)
+    before_late = None
     if late is not None and question_tokens is not None:
         scores = _late_scores(data, units_by("chunk"), question_tokens, passages, late, indices, profiler, bars)
         before, fused = fused, blend(fused, scores, plan.late_weight, "fused")
         passages = follow_documents(passages, before, fused)
-    return Retrieval(tuple(item.run for item in weighted), fused, passages, chunk_choice, fit)
+        before_late = before, scores
+    return Retrieval(tuple(item.run for item in weighted), fused, passages, chunk_choice, fit, before_late)
 
 
 def _fused_by_labels(

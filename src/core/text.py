@@ -4,7 +4,7 @@ import html
 import html.entities
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Literal
 
@@ -19,6 +19,7 @@ _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,
 _WORD = re.compile(r"\w+")
 # Stress marks and soft hyphens sit inside Russian words and would split them.
 _INVISIBLE_IN_WORDS = dict.fromkeys(map(ord, "\u0301\u0300\u00ad\u200b\u200c\u200d\u2060\ufeff"))
+_WORD_AS_WRITTEN = re.compile(r"[\w\u0300-\u036f\u00ad\u200b-\u200d\u2060\ufeff]+")
 _STEMMER_LANGUAGE: dict[Script, str] = {"cyrillic": "russian", "latin": "english"}
 
 
@@ -76,6 +77,16 @@ def stem(word: str) -> str:
 def terms(text: str) -> list[str]:
     """Stemmed words of a text, in order: what BM25 indexes and searches."""
     return [stem(word) for word in words(text)]
+
+
+def spans_of_terms(text: str, wanted: Collection[str]) -> list[tuple[int, int]]:
+    """Where words of a text stand whose stems are wanted: (start, end) in characters, in order.
+
+    Args:
+        wanted: stems, as :func:`terms` gives them.
+    """
+    found = _WORD_AS_WRITTEN.finditer(text)
+    return [match.span() for match in found if any(term in wanted for term in terms(match.group()))]
 
 
 def language(text: str) -> str:

@@ -137,6 +137,12 @@ class LibraryScorer:
         table = tokenize(self.tokenizer, texts)
         return TextTable(table.ids, table.offsets, tuple(texts))
 
+    def characters_read(self, question: str, passage: str) -> int:
+        """Characters of a passage that fit beside the question; what follows them is never read."""
+        asked, read = self.tokenize([question]), self.tokenize([passage])
+        assert isinstance(read, TextTable)
+        return len(self._cut(read, 0, self.max_length - int(asked.lengths[0]), {}))
+
     def score(self, questions: TokenTable, passages: TokenTable, pairs: Pairs) -> Scores:
         """Score pairs; see :class:`src.engine.pair_scorer.PairScorer`.
 

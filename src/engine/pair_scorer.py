@@ -50,6 +50,10 @@ class PairScorer(Protocol):
         """Score pairs: int32 [P, 2] (row of ``questions``, row of ``passages``) -> float32 [P], higher is better."""
         ...
 
+    def characters_read(self, question: str, passage: str) -> int:
+        """Characters of a passage that fit beside the question; what follows them is never read."""
+        ...
+
     @property
     def longest_question(self) -> int:
         """Most tokens that a question may have."""
@@ -151,6 +155,19 @@ class CrossEncoderScorer:
     def tokenize(self, texts: Sequence[str]) -> TokenTable:
         """Tokenise texts without special tokens."""
         return tokenize(self.tokenizer, texts)
+
+    def characters_read(self, question: str, passage: str) -> int:
+        """Characters of a passage that fit beside the question; what follows them is never read.
+
+        A tokenizer that cannot tell where its tokens stand in the text gives the length of the whole passage.
+        """
+        if not self.tokenizer.is_fast:
+            return len(passage)
+        asked = self.tokenize([question]).lengths
+        room = int(self._limits(asked)[0] - asked[0]) - self.template.special_tokens
+        found = self.tokenizer(passage, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spans = found["offset_mapping"]
+        return len(passage) if len(spans) <= room else int(spans[room - 1][1]) if room > 0 else 0
 
     def _limits(self, question_lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         long = question_lengths > (self.max_length - self.template.special_tokens) // 2

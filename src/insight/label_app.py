@@ -11,6 +11,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from src.core.errors import UserError
+from src.insight.printable import printable
 from src.quality.labels import LabelStore, Page, Task
 
 PREVIEW = 500
@@ -18,20 +19,6 @@ HELP = (
     "up/down or j/k: move   space or 1-9, 0: relevant or not   w: whole text   enter: save, next   n: none of these\n"
     "s: skip   b: back   PgUp/PgDn: scroll   q: quit (every answer is on disk already)"
 )
-
-
-def printable(text: str) -> str:
-    """The text with control characters made visible: sent as they are, they would steer the terminal."""
-    return "".join(_visible(char) for char in text)
-
-
-def _visible(char: str) -> str:
-    code = ord(char)
-    if char in "\n\t" or 0x20 <= code < 0x7F or code > 0x9F:
-        return char
-    return (
-        chr(0x2400 + code) if code < 0x20 else "\N{SYMBOL FOR DELETE}" if code == 0x7F else "\N{REPLACEMENT CHARACTER}"
-    )
 
 
 def _page_content(number: int, page: Page, ticked: bool, whole: bool) -> Content:

@@ -44,6 +44,12 @@ def bootstrap_mean(values: Values, seed: int = 0) -> Interval:
     return Interval(mean, float(found.confidence_interval.low), float(found.confidence_interval.high))
 
 
+def wilson(hits: int, count: int) -> Interval:
+    """Share of hits with its 95 % score interval (Wilson 1927), which is of use for few questions too."""
+    found = stats.binomtest(hits, count).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
+    return Interval(hits / count, float(found.low), float(found.high))
+
+
 def mcnemar(before: Values, after: Values) -> float:
     """Two-sided p of the exact McNemar test (1947) on paired hits, 0 or 1: a binomial test on the discordant ones."""
     won = int(((after == 1) & (before == 0)).sum())

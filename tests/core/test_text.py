@@ -1,10 +1,11 @@
 import unicodedata
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.core.text import language, normalize, script_of, stem, terms, words
+from src.core.text import language, normalize, script_of, spans_of_terms, stem, terms, words
 
 
 @pytest.mark.parametrize(
@@ -63,3 +64,20 @@ def test_stem_follows_the_script_of_each_word() -> None:
 )
 def test_language(text: str, expected: str) -> None:
     assert language(text) == expected
+
+
+@given(st.text(), st.text())
+def test_spans_hold_the_words_in_common(question: str, text: str) -> None:
+    text = normalize(text)
+    wanted = frozenset(terms(question))
+    spans = spans_of_terms(text, wanted)
+    found = {term for start, end in spans for term in terms(text[start:end])}
+    assert found & wanted == set(terms(text)) & wanted
+    assert all(a < b for a, b in spans)
+    assert all(left[1] <= right[0] for left, right in pairwise(spans))
+
+
+def test_spans_of_russian_inflections() -> None:
+    text = "Снятие с кредитной карты: за\u0301мок, ЁЛКИ"
+    spans = spans_of_terms(text, frozenset(terms("кредитные карты, замок и елка")))
+    assert [text[a:b] for a, b in spans] == ["кредитной", "карты", "за\u0301мок", "ЁЛКИ"]

@@ -163,3 +163,13 @@ def test_openvino_by_name_does_not_fall_back(
 def test_torch_runs_whatever_is_not_a_cpu(cross_encoder: Path, tmp_path: Path) -> None:
     scorer = make_scorer(cross_encoder, "f", "cuda", 5, 128, "exact", CpuEngine("openvino", tmp_path, 1))
     assert scorer.backend.name == "torch"
+
+
+def test_characters_that_are_read(cross_encoder: Path) -> None:
+    """Letters are tokens here: 32 less 3 special tokens and 9 of the question leave 20 letters of the passage."""
+    scorer = torch_scorer(cross_encoder, batch_size=4, max_length=32)
+    assert scorer.characters_read("abcdefghi", "а" * 20) == 20
+    assert scorer.characters_read("abcdefghi", "абв " * 10) == 26
+    questions, passages = scorer.tokenize(["abcdefghi"]), scorer.tokenize(["абв " * 10, ("абв " * 10)[:26]])
+    cut, whole = scorer.score(questions, passages, np.array([[0, 0], [0, 1]], dtype=np.int32))
+    assert cut == pytest.approx(whole, abs=1e-6)

@@ -7,7 +7,8 @@ from textual.widgets import Static
 
 from src.core.errors import UserError
 from src.core.types import Corpus, Queries
-from src.insight.label_app import LabelApp, printable, run_in_terminal
+from src.insight.label_app import LabelApp, run_in_terminal
+from src.insight.printable import printable
 from src.quality.labels import LabelStore, Page, Task
 
 LONG = "word " * 200 + "the end"

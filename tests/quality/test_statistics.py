@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from src.quality.statistics import bootstrap_mean, holm, labels_needed, mcnemar, randomization
+from src.quality.statistics import bootstrap_mean, holm, labels_needed, mcnemar, randomization, wilson
 
 
 def hits(*values: int) -> np.ndarray:
@@ -55,3 +55,10 @@ def test_labels_needed_by_hand() -> None:
     after[:10] = 1
     assert labels_needed(before, after, points=3.0) == 870
     assert labels_needed(before, before, points=3.0) is None
+
+
+def test_wilson_by_hand() -> None:
+    # (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n) with z = 1.959964, n = 10, p = 0.5
+    found = wilson(5, 10)
+    assert (found.mean, round(found.low, 4), round(found.high, 4)) == (0.5, 0.2366, 0.7634)
+    assert wilson(0, 3).high == pytest.approx(0.5615, abs=1e-4)

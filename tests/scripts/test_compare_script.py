@@ -77,7 +77,7 @@ def test_what_cannot_be_compared(project: Project, flags: list[str], complaint: 
     project.run("03_run_search", "--no-rerank")
     with pytest.raises(UserError, match=complaint):
         project.run("05_compare", *flags)
-    assert not (project.data / "results").exists()
+    assert [path.name for path in (project.data / "results").iterdir()] == ["rerank-off"]
 
 
 def test_a_submission_over_other_data(project: Project, tmp_path: Path) -> None:
