@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from _cli import PROJECT_ROOT, add_data_flags, add_search_flags, main, set_up_threads
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, index_plan, plan_lines, search_plan
+from _variants import load_variants
 from config import Settings
 from src.core.artifacts import write_json
 from src.core.errors import UserError
@@ -20,22 +21,27 @@ from src.models.language_guard import choose_reranker
 from src.models.resolve import ModelResolver
 from src.pipeline import search
 from src.retrieval import SearchPlan
+from src.stages.variants import QueryVariants
 
 log = logging.getLogger("search")
 
 
-def _record(settings: Settings, indices: IndexPlan, plan: SearchPlan, queries: Queries) -> dict[str, object]:
+def _record(
+    settings: Settings, indices: IndexPlan, plan: SearchPlan, queries: Queries, variants: QueryVariants
+) -> dict[str, object]:
     models = [encoder.model.record() for encoder in indices.encoders]
     if plan.reranker is not None:
         models.append(plan.reranker.record())
-    return {"settings": settings.snapshot(), "models": models, "questions": queries.fingerprint, "top_k": plan.top_k}
+    record = {"settings": settings.snapshot(), "models": models, "questions": queries.fingerprint, "top_k": plan.top_k}
+    return record | {"query_variants": variants.record(plan.variant_weight, plan.reranker_query)}
 
 
 def _load(
     inputs: Inputs, settings: Settings, flags: argparse.Namespace, corpus: Corpus
-) -> tuple[Queries, Qrels | None]:
-    queries, qrels = load_queries(inputs, settings, corpus)
-    return queries.head(flags.limit), qrels
+) -> tuple[Queries, Qrels | None, QueryVariants]:
+    every_query, qrels = load_queries(inputs, settings, corpus)
+    queries = every_query.head(flags.limit)
+    return queries, qrels, load_variants(settings, inputs.data, every_query, queries)
 
 
 def run(settings: Settings, arguments: Sequence[str]) -> None:
@@ -52,7 +58,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     with profiler.stage("load"):
         encoders = encoder_plans(settings, resolver)
         corpus, chunks = prepared_corpus(inputs, settings, encoders)
-        queries, qrels = _load(inputs, settings, flags, corpus)
+        queries, qrels, variants = _load(inputs, settings, flags, corpus)
         reranker = None
         if flags.rerank:
             reranker = choose_reranker(
@@ -71,7 +77,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     warnings = [model.warning for model in (*(e.model for e in encoders), reranker) if model and model.warning]
     result = search(
         inputs.data, corpus, chunks, queries, qrels, indices, plan, flags.output, profiler, progress_bar,
-        _record(settings, indices, plan, queries), list(dict.fromkeys(warnings)),
+        _record(settings, indices, plan, queries, variants), list(dict.fromkeys(warnings)), variants,
     )  # fmt: skip
     if flags.enable_profiling:
         path = inputs.data.runs / f"{result.final.name}.profile.json"
