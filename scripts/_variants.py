@@ -1,10 +1,12 @@
 """The query variants of a run: which file, and whether it belongs to the questions."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from _cli import PROJECT_ROOT
 from config import Settings
+from src.core.artifacts import file_sha256
 from src.core.errors import UserError
 from src.core.storage import DataFolder
 from src.core.types import Queries
@@ -73,7 +75,8 @@ def load_variants(settings: Settings, data: DataFolder, every_query: Queries, qu
         table = read_table(path, {ID_COLUMN: ID_COLUMN, ORIGINAL_COLUMN: ORIGINAL_COLUMN}, optional=names)
     else:
         raise UserError(f"{path}: query variants are a .parquet or .csv file. Save it as one of these.")
-    variants = check_variants(table, every_query, path).head(len(queries))
+    found = check_variants(table, every_query, path)
+    variants = replace(found.head(len(queries)), file_sha256=file_sha256(path))
     reads = "the question" if settings.reranker_query == "original" else f"all wordings ({settings.reranker_query})"
     log.info(
         "Query variants: %s, weight %g against 1 for the question. The reranker reads %s. File: %s",

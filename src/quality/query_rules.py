@@ -1,8 +1,8 @@
 """Other wordings of a question by rules: keyboard layout, transliteration, spelling, abbreviations. No model.
 
 Every rule but the abbreviations asks the corpus: a word that occurs there (in any inflection) is never touched, and a
-word is only put in its place that does occur there. A corpus of some hundred pages does not hold every Russian word, so
-a word of the dictionary is not taken for a slip either.
+word is only put in its place that does occur there. A corpus of some hundred pages does not hold every word of a
+language, so a word of the dictionary (Russian or English) is not taken for a slip either.
 """
 
 import re
@@ -17,6 +17,7 @@ import numpy as np
 import pymorphy3
 from rapidfuzz.distance import OSA
 from rapidfuzz.process import cdist
+from spellchecker import SpellChecker
 
 from src.core.errors import UserError
 from src.core.text import normalize, script_of, stem, words
@@ -149,13 +150,23 @@ class Vocabulary:
 
 
 @lru_cache(maxsize=1)
-def _dictionary() -> pymorphy3.MorphAnalyzer:
+def _russian_dictionary() -> pymorphy3.MorphAnalyzer:
     return pymorphy3.MorphAnalyzer(lang="ru")
 
 
+@lru_cache(maxsize=1)
+def _english_dictionary() -> SpellChecker:
+    return SpellChecker(language="en", distance=1)
+
+
 def in_dictionary(word: str) -> bool:
-    """Whether a lower-case Russian word stands in the dictionary (OpenCorpora), in some inflection."""
-    return bool(_dictionary().word_is_known(word))
+    """Whether a lower-case word stands in a dictionary, in some inflection.
+
+    Russian is looked up in that of OpenCorpora, words in Latin letters in the English one of pyspellchecker.
+    """
+    if script_of(word) == "cyrillic":
+        return bool(_russian_dictionary().word_is_known(word))
+    return word in _english_dictionary()
 
 
 def _letter_pairs(word: str) -> Iterable[str]:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,7 @@ class QueryVariants:
         left_out: what of the file is not used, name -> count: ``unknown`` (rows of questions that are not there),
             ``differing`` (rows whose question reads otherwise there), ``empty`` and ``repeated`` (cells).
         source: name of the file; empty where there is none.
+        file_sha256: of its bytes.
     """
 
     texts: tuple[str, ...] = ()
@@ -48,6 +49,7 @@ class QueryVariants:
     names: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
     source: str = ""
+    file_sha256: str = ""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -65,7 +67,7 @@ class QueryVariants:
     def head(self, count: int) -> "QueryVariants":
         """Those of the first ``count`` questions."""
         used = int(np.searchsorted(self.owners, count))
-        return QueryVariants(self.texts[:used], self.owners[:used], self.names[:used], self.left_out, self.source)
+        return replace(self, texts=self.texts[:used], owners=self.owners[:used], names=self.names[:used])
 
     def asked(self, queries: Queries) -> Queries:
         """The Q questions, and after them the R variants as questions of their own."""
@@ -78,8 +80,10 @@ class QueryVariants:
         if not self.source:
             return None
         counts = {"questions": self.questions, "variants": len(self), **{f"left_out_{k}": v for k, v in self._counts()}}
-        made = {"file": self.source, "fingerprint": self.fingerprint, "weight": weight, "reranker_query": reranker}
-        return {**made, "counts": counts}
+        return {
+            "file": self.source, "file_sha256": self.file_sha256, "fingerprint": self.fingerprint, "weight": weight,
+            "reranker_query": reranker, "counts": counts,
+        }  # fmt: skip
 
     def describe(self, questions: int) -> str:
         """Counts of what is used and of what is left out, for one line of the log."""

@@ -165,6 +165,8 @@ def test_the_most_frequent_of_the_nearest_words() -> None:
 def test_dictionary() -> None:
     assert in_dictionary("мамины")
     assert not in_dictionary("комисия")
+    assert in_dictionary("delivered")
+    assert not in_dictionary("recieved")
 
 
 def test_case() -> None:

@@ -1,5 +1,6 @@
 """A search with query variants, from file to submission."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def test_variants_are_searched_fused_and_recorded(project: Project) -> None:
     kept = manifest["extra"]["query_variants"]
     assert (kept["file"], kept["counts"]["variants"], kept["counts"]["left_out_unknown"]) == (path.name, 2, 1)
     assert len(kept["fingerprint"]) == 16
+    assert kept["file_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     lines = project.run("03_run_search", "--no-rerank", "--limit", "2")
     assert starting(lines, "Query variants: 0 variants of 0 of 2 questions; left out: 1 rows of questions")
     off = project.settings.model_copy(update={"query_variants": None})
