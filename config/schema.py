@@ -103,6 +103,13 @@ class Settings(_Strict):
     reranker_blend_weight: Annotated[float, Field(ge=0.0, le=1.0)]
     reranker_passages_per_document: Positive
     reranker_passage_choice: Literal["best", "first"]
+    query_variants: Name | None
+    query_variant_weight: Annotated[float, Field(gt=0.0)]
+    reranker_query: Literal["original", "max", "mean"]
+    llm_url: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
+    llm_model: Name | None
+    llm_concurrency: Positive
+    llm_timeout_seconds: Annotated[float, Field(gt=0)]
     late_interaction_weight: Annotated[float, Field(ge=0.0, le=1.0)]
     late_interaction_gb: Annotated[float, Field(gt=0)]
     reranker_max_length: Annotated[int, Field(ge=32)]

@@ -5,6 +5,7 @@ Relative paths are relative to the project folder. A copy of these values is kep
 
 # --- what users change ---
 SEARCH_PRESET = "embedded"  # embedded, winning or fast: config/presets.py. A constant edited below overrides it.
+PRESET_OVERRIDES = {}  # {"RRF_K": 60}: constants that hold whatever the preset says, even at the value shipped here
 ENABLE_CROSS_ENCODER_RERANKING = True  # False: stage one alone. Both runs stay in data/runs for comparison.
 CROSS_ENCODER_MODEL = "cross-encoder/ms-marco-MiniLM-L-12-v2"  # hub name, directory, or embedded:NAME
 RERANKER_CANDIDATE_K = 100  # documents per question that the cross-encoder reads
@@ -48,6 +49,9 @@ SEARCH_DEPTH_DOCUMENTS = 200  # documents per question and encoder over document
 SEARCH_DEPTH_BM25 = 200  # documents per question of BM25 over documents
 SEARCH_DEPTH_CHUNKS = 600  # chunks per question and chunk index
 
+QUERY_VARIANTS = "auto"  # auto: <data folder>/processed/query_variants.parquet or .csv where it is there; a path; None
+QUERY_VARIANT_WEIGHT = 0.7  # of each variant of a question, against 1 for the question itself
+
 LATE_INTERACTION_WEIGHT = 0.15  # of token-by-token similarity (MaxSim) in stage one's order of the candidates; 0: off
 LATE_INTERACTION_GB = 4.0  # most disk space for token vectors; beyond it, those of candidates are made in each search
 
@@ -57,7 +61,13 @@ RERANKER_BLEND_WEIGHT = 0.35  # 0: stage one decides, 1: the cross-encoder alone
 RERANKER_PASSAGES_PER_DOCUMENT = 1  # best chunks of a document that are read; the highest score counts
 RERANKER_PASSAGE_CHOICE = "best"  # best: the chunks nearest to the question; first: those the document begins with
 RERANKER_MAX_LENGTH = 160  # tokens per pair; the passage is cut, never the question
-PRESET_OVERRIDES = {}  # {"RRF_K": 60}: constants that hold whatever the preset says, even at the value shipped here
+RERANKER_QUERY = "original"  # or max or mean of the scores of the question and its variants, read one by one
+
+# --- making query variants with a language model (07_make_variants.py --maker llm); the key: LLM_API_KEY ---
+LLM_URL = "http://127.0.0.1:8000/v1"  # of a server that speaks OpenAI's chat completions (vLLM, llama.cpp, ...)
+LLM_MODEL = None  # name of the model on that server
+LLM_CONCURRENCY = 8  # questions under way at a time
+LLM_TIMEOUT_SECONDS = 120  # for one answer
 
 # --- files ---
 CORPUS_FILE = "websites_updated.csv"  # in <data folder>/raw

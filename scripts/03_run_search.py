@@ -9,6 +9,7 @@ from typing import Any
 from _cli import PROJECT_ROOT, add_data_flags, add_search_flags, main, set_up_threads
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, index_plan, model_resolver, plan_lines, preset_lines, reranker_plans, search_plan
+from _variants import load_variants
 from config import Settings
 from src.core.artifacts import write_json
 from src.core.errors import UserError
@@ -21,23 +22,28 @@ from src.insight.progress import progress_bar
 from src.insight.report import fusion_line, hit_lines
 from src.pipeline import SearchResult, search
 from src.retrieval import SearchPlan
+from src.stages.variants import QueryVariants
 
 log = logging.getLogger("search")
 
 
-def _record(settings: Settings, indices: IndexPlan, plan: SearchPlan, queries: Queries) -> dict[str, Any]:
+def _record(
+    settings: Settings, indices: IndexPlan, plan: SearchPlan, queries: Queries, variants: QueryVariants
+) -> dict[str, Any]:
     models: list[dict[str, Any]] = [
         {**encoder.model.record(), "unit": encoder.unit, "weight": encoder.weight} for encoder in indices.encoders
     ]
     models += [{**model.record(), "weight": weight} for model, weight in plan.rerankers]
-    return {"settings": settings.snapshot(), "models": models, "questions": queries.fingerprint, "top_k": plan.top_k}
+    record = {"settings": settings.snapshot(), "models": models, "questions": queries.fingerprint, "top_k": plan.top_k}
+    return record | {"query_variants": variants.record(plan.variant_weight, plan.reranker_query)}
 
 
 def _load(
     inputs: Inputs, settings: Settings, flags: argparse.Namespace, corpus: Corpus
-) -> tuple[Queries, Qrels | None]:
-    queries, qrels = load_queries(inputs, settings, corpus)
-    return queries.head(flags.limit), qrels
+) -> tuple[Queries, Qrels | None, QueryVariants]:
+    every_query, qrels = load_queries(inputs, settings, corpus)
+    queries = every_query.head(flags.limit)
+    return queries, qrels, load_variants(settings, inputs.data, every_query, queries)
 
 
 def _report(
@@ -96,7 +102,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     with profiler.stage("load"):
         encoders = encoder_plans(settings, resolver)
         corpus, chunks = prepared_corpus(inputs, settings, encoders)
-        queries, qrels = _load(inputs, settings, flags, corpus)
+        queries, qrels, variants = _load(inputs, settings, flags, corpus)
         rerankers = reranker_plans(settings, resolver, corpus) if flags.rerank else ()
     if flags.fit_blend and (qrels is None or not flags.rerank):
         why = f"there are no labels at {inputs.no_labels}" if qrels is None else "reranking is off"
@@ -109,11 +115,11 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     lines = list(plan_lines(corpus, chunks, queries, indices, plan, labels))
     for line in lines:
         log.info("%s", line)
-    record = _record(settings, indices, plan, queries)
+    record = _record(settings, indices, plan, queries, variants)
     warnings = [m.warning for m in (*(e.model for e in encoders), *(model for model, _ in rerankers)) if m.warning]
     result = search(
         inputs.data, corpus, chunks, queries, qrels, indices, plan, flags.output, profiler, progress_bar,
-        record, list(dict.fromkeys(warnings)),
+        record, list(dict.fromkeys(warnings)), variants,
     )  # fmt: skip
     if flags.enable_profiling:
         path = inputs.data.runs / f"{result.final.name}.profile.json"

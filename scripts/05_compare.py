@@ -11,6 +11,7 @@ from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_th
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, index_plan, model_resolver, search_plan
 from _runs import find_run, read_run
+from _variants import load_variants
 from config import Settings
 from src.core.errors import UserError
 from src.core.types import Chunks, Corpus, Queries, Run
@@ -26,6 +27,7 @@ from src.quality.compare import compare
 from src.retrieval import PassageChoice, choose_passages, retrieve
 from src.stages.rerank import blend
 from src.stages.submit import read_submission
+from src.stages.variants import QueryVariants
 
 log = logging.getLogger("search")
 
@@ -88,6 +90,7 @@ def _make(
     queries: Queries,
     encoders: tuple[EncoderPlan, ...],
     resolver: ModelResolver,
+    variants: QueryVariants,
 ) -> tuple[list[Run], list[str]]:
     """Stage one once, then every model over the deepest list; K and weights cost no model call."""
     device = pick_device(settings.device)
@@ -97,7 +100,7 @@ def _make(
     arms = flags.passages or [(settings.reranker_passage_choice, settings.reranker_passages_per_document)]
     base = search_plan(settings, argparse.Namespace(top_k=settings.top_k), ())
     plan = replace(base, candidate_k=max(depths))
-    found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, Profiler(), progress_bar)
+    found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, Profiler(), progress_bar, None, variants)
     runs, warnings = [replace(found.fused, name="off")], []
     for name in flags.models or [settings.cross_encoder_model]:
         model = choose_reranker(resolver, name, settings.cross_encoder_model_multilingual, corpus)
@@ -128,8 +131,8 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     resolver = model_resolver(settings)
     encoders = encoder_plans(settings, resolver)
     corpus, chunks = prepared_corpus(inputs, settings, encoders)
-    queries, qrels = load_queries(inputs, settings, corpus)
-    queries = queries.head(flags.limit)
+    every_query, qrels = load_queries(inputs, settings, corpus)
+    queries = every_query.head(flags.limit)
     if qrels is None:
         raise UserError(f"no labels at {inputs.no_labels}: nothing can be compared. Give --labels FILE.")
     warnings: list[str] = []
@@ -140,7 +143,8 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
             runs.append(found)
             warnings += notes
     else:
-        runs, warnings = _make(flags, settings, inputs, corpus, chunks, queries, encoders, resolver)
+        variants = load_variants(settings, inputs.data, every_query, queries)
+        runs, warnings = _make(flags, settings, inputs, corpus, chunks, queries, encoders, resolver, variants)
     comparison = compare(runs, corpus, queries, qrels)
     notes = [f"WARNING: {warning}" for warning in dict.fromkeys(warnings)]
     for line in markdown(comparison, corpus, notes).splitlines():

@@ -14,6 +14,7 @@ from pathlib import Path
 from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
 from _inputs import choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, index_plan, model_resolver, reranker_plans, search_plan
+from _variants import load_variants
 from config import Settings
 from src.core.artifacts import write_json
 from src.core.errors import UserError
@@ -28,6 +29,7 @@ from src.insight.profile import Profiler
 from src.pipeline import candidate_scores, scorer_of
 from src.retrieval import SearchPlan, retrieve
 from src.stages.rerank import blend, unchanged
+from src.stages.variants import QueryVariants
 
 STANDARD_OUTPUT = "-"
 # An index on a GPU gives no more than this for a question.
@@ -77,14 +79,20 @@ def _choose(query_id: str, queries: Queries) -> Queries:
 
 
 def _deep(
-    data: DataFolder, corpus: Corpus, chunks: Chunks, queries: Queries, indices: IndexPlan, plan: SearchPlan
+    data: DataFolder,
+    corpus: Corpus,
+    chunks: Chunks,
+    queries: Queries,
+    indices: IndexPlan,
+    plan: SearchPlan,
+    variants: QueryVariants,
 ) -> tuple[Run, ...]:
     """The run of each index, as long as the index allows."""
     deepest = max(len(corpus), len(chunks))
     if indices.device.startswith("cuda"):
         deepest = min(deepest, MOST_FROM_A_GPU)
     deep = replace(plan, depth_documents=deepest, depth_bm25=deepest, depth_chunks=deepest, late_weight=0.0)
-    return retrieve(data, corpus, chunks, queries, indices, deep, Profiler(), _no_bar).runs
+    return retrieve(data, corpus, chunks, queries, indices, deep, Profiler(), _no_bar, variants=variants).runs
 
 
 def _trace(
@@ -95,6 +103,7 @@ def _trace(
     queries: Queries,
     indices: IndexPlan,
     plan: SearchPlan,
+    variants: QueryVariants,
     followed: Collection[int],
     warnings: Sequence[str],
 ) -> Trace:
@@ -103,7 +112,7 @@ def _trace(
     Args:
         followed: rows of pages whose rank is wanted however low it is.
     """
-    found = retrieve(data, corpus, chunks, queries, indices, plan, Profiler(), _no_bar)
+    found = retrieve(data, corpus, chunks, queries, indices, plan, Profiler(), _no_bar, variants=variants)
     candidates = found.fused.cut(plan.candidate_k)
     scores, final = None, unchanged(candidates)
     if plan.rerankers:
@@ -113,7 +122,7 @@ def _trace(
         final = blend(candidates, scores, plan.blend_weight, "rerank-on")
     deep: tuple[Run, ...] = ()
     if missing_from_an_index(found.runs, followed):
-        deep = _deep(data, corpus, chunks, queries, indices, plan)
+        deep = _deep(data, corpus, chunks, queries, indices, plan, variants)
     fused, late = found.late or (found.fused, None)
     return Trace(
         query_id, queries.texts[0], found.runs, deep, fused, late, candidates, found.passages,
@@ -135,10 +144,12 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     resolver = model_resolver(settings)
     encoders = encoder_plans(settings, resolver)
     corpus, chunks = prepared_corpus(inputs, settings, encoders)
-    right = frozenset(flags.page)
+    right, variants = frozenset(flags.page), QueryVariants()
     if typed is None:
-        queries, qrels = load_queries(inputs, settings, corpus)
-        queries = _choose(flags.q_id, queries)
+        every_query, qrels = load_queries(inputs, settings, corpus)
+        queries = _choose(flags.q_id, every_query)
+        every_variant = load_variants(settings, inputs.data, every_query, every_query)
+        variants = every_variant.of(every_query.query_ids.index(flags.q_id))
         if not right and qrels is not None:
             right = qrels.relevant.get(flags.q_id, frozenset())
     else:
@@ -148,7 +159,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     plan = search_plan(settings, argparse.Namespace(top_k=settings.top_k), rerankers)
     warnings = [m.warning for m in (*(e.model for e in encoders), *(model for model, _ in rerankers)) if m.warning]
     followed = [corpus.row_of[doc_id] for doc_id in right if doc_id in corpus.row_of]
-    trace = _trace(inputs.data, corpus, chunks, flags.q_id, queries, indices, plan, followed, warnings)
+    trace = _trace(inputs.data, corpus, chunks, flags.q_id, queries, indices, plan, variants, followed, warnings)
     characters_read: Callable[[str], int] = len
     if rerankers:
         characters_read = partial(scorer_of(rerankers[0][0], plan, indices.device).characters_read, trace.question)

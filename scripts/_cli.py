@@ -126,7 +126,7 @@ def set_up_threads(count: int) -> None:
 def _quieten_libraries() -> None:
     # transformers 5 warns of a name that peft still uses.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    for name in ("httpx", "httpx2", "huggingface_hub", "sentence_transformers", "bm25s", "faiss"):
+    for name in ("httpx", "httpx2", "huggingface_hub", "sentence_transformers", "bm25s", "faiss", "pymorphy3"):
         logging.getLogger(name).setLevel(logging.WARNING)
     from transformers.utils import logging as transformers_logging
 

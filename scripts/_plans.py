@@ -143,6 +143,8 @@ def search_plan(settings: Settings, flags: Namespace, rerankers: tuple[tuple[Res
         passage_choice=settings.reranker_passage_choice,
         fit_blend=getattr(flags, "fit_blend", False),
         fit_fusion=getattr(flags, "fit_fusion", False),
+        variant_weight=settings.query_variant_weight,
+        reranker_query=settings.reranker_query,
     )
 
 

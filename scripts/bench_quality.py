@@ -73,7 +73,8 @@ def draw_questions(source: Path, target: Path, count: int, seed: int) -> int:
     return len(drawn)
 
 
-def _call(script: str, *arguments: str) -> None:
+def call(script: str, *arguments: str) -> None:
+    """Run a numbered script; UserError where it fails."""
     command = [sys.executable, str(PROJECT_ROOT / "scripts" / script), *arguments]
     status = subprocess.run(command, check=False).returncode
     if status:
@@ -86,9 +87,9 @@ def measure(source: Path, work: Path, flags: argparse.Namespace, weight: float) 
     inputs = ["--data-dir", str(work), "--corpus", str(source / "websites.csv")]
     inputs += ["--questions", str(work / "drawn" / "questions.csv"), "--labels", str(work / "drawn" / "qrels.csv")]
     log.info("%s: %d questions", source.name, drawn)
-    _call("01_preprocess.py", *inputs)
-    _call("02_build_indices.py", *inputs)
-    _call(
+    call("01_preprocess.py", *inputs)
+    call("02_build_indices.py", *inputs)
+    call(
         "05_compare.py", *inputs, "--models", flags.model, "--candidates", str(flags.candidates),
         "--weights", f"{weight:g}", "1", "--name", "bench",
     )  # fmt: skip

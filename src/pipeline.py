@@ -23,6 +23,7 @@ from src.quality.fit import BlendFit, FusionFit, fit_blend
 from src.retrieval import Retrieval, SearchPlan, retrieve
 from src.stages.rerank import CandidateScorer, PassageTexts, blend, combine_scores, unchanged
 from src.stages.submit import check_depth, write_submission
+from src.stages.variants import QueryVariants, merge_wordings, questions_to_read
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,9 @@ def _model_scores(
     bars: Bars,
     load_first: bool,
 ) -> Floats:
-    candidates = found.fused.cut(plan.candidate_k)
+    queries, candidates, owners = questions_to_read(
+        queries, found.fused.cut(plan.candidate_k), found.variants, plan.reranker_query
+    )
     with profiler.stage("load"):
         scorer = scorer_of(model, plan, device)
         if load_first:
@@ -135,7 +138,7 @@ def _model_scores(
             )  # fmt: skip
         kept = kept_pair_scores(data, model, scorer)
     with profiler.stage("tokenise") as stage:
-        passages = PassageTexts.of(corpus, chunks, found.passages[:, : candidates.depth])
+        passages = PassageTexts.of(corpus, chunks, found.passages[owners, : candidates.depth])
         reranker = CandidateScorer(scorer, passages, kept)
         tables = reranker.tokenize(queries)
         stage.items, stage.unit = len(queries) + len(passages.texts), "texts"
@@ -143,7 +146,7 @@ def _model_scores(
     with profiler.stage("rerank", pairs, "pairs"), bars("Processing queries", len(queries)) as progress:
         scores = reranker.pair_scores(queries, candidates, progress, tables)
     log.info("Pairs: %s scored, %s kept from earlier runs", f"{reranker.scored:,}", f"{reranker.reused:,}")
-    return scores
+    return merge_wordings(scores, owners, plan.reranker_query)
 
 
 def kept_pair_scores(data: DataFolder, model: ResolvedModel, scorer: PairScorer) -> PairScores:
@@ -165,6 +168,7 @@ def search(
     bars: Bars,
     record: Mapping[str, Any],
     warnings: Sequence[str] = (),
+    variants: QueryVariants | None = None,
 ) -> SearchResult:
     """A whole run: retrieve, fuse, rerank, evaluate, submit; every stage's run is kept under ``data/runs``.
 
@@ -172,12 +176,13 @@ def search(
         qrels: labels, or ``None``: then nothing is measured.
         output: the submission file.
         record: what the manifests of the runs keep (settings, models, fingerprints of the questions).
+        variants: other wordings of the questions, searched beside them.
 
     Raises:
         UserError: where the corpus is smaller than ``top_k``, an index is stale, or a question cannot be answered.
     """
     check_depth(corpus, plan.top_k)
-    found = retrieve(data, corpus, chunks, queries, indices, plan, profiler, bars, qrels)
+    found = retrieve(data, corpus, chunks, queries, indices, plan, profiler, bars, qrels, variants)
     final, fit = rerank_candidates(data, corpus, chunks, queries, found, plan, indices.device, profiler, bars, qrels)
     with profiler.stage("write", len(queries), "questions"):
         before = evaluate(found.fused.cut(plan.candidate_k), corpus, qrels) if qrels is not None else None

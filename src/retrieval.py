@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -30,11 +30,12 @@ from src.indexing import (
 from src.insight.profile import Profiler
 from src.models.resolve import ResolvedModel
 from src.quality.fit import FusionFit, fit_fusion
-from src.stages.fuse import Method, Weighted, fuse
+from src.stages.fuse import Method, Weighted, fuse, fuse_wordings
 from src.stages.index import Bm25Index, FaissIndex
 from src.stages.late_interaction import late_scores, late_scores_in_blocks
 from src.stages.rerank import blend
 from src.stages.retrieve import best_chunks, dense_run, first_chunks, lexical_run
+from src.stages.variants import QueryVariants, RerankerQuery
 
 PassageChoice = Literal["best", "first"]
 QueryKey = tuple[str, str | None, str | None]
@@ -55,6 +56,9 @@ class SearchPlan:
         cpu: how a CPU runs the cross-encoder.
         fit_blend: fit ``blend_weight`` on the labels.
         fit_fusion: fit the method of the fusion and the weights of the runs on the labels.
+        variant_weight: of a query variant against 1 for the question, within each index.
+        reranker_query: what the cross-encoder reads: the ``original`` question, or that and its variants, of which the
+            ``max`` or the ``mean`` counts.
     """
 
     bm25_weights: Mapping[str, float]
@@ -76,6 +80,8 @@ class SearchPlan:
     passage_choice: PassageChoice
     fit_blend: bool = False
     fit_fusion: bool = False
+    variant_weight: float = 0.7
+    reranker_query: RerankerQuery = "original"
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ class Retrieval:
         fit: the fitted fusion, where one was asked for.
         late: the fused run as it was before late interaction, and float32 [Q, K], the score that late interaction gave
             each of its candidates; ``None`` where that is off.
+        variants: the wordings that were searched beside the questions.
     """
 
     runs: tuple[Run, ...]
@@ -99,6 +106,7 @@ class Retrieval:
     nearest: tuple[Floats, Floats] | None = None
     fit: FusionFit | None = None
     late: tuple[Run, Floats] | None = None
+    variants: QueryVariants = field(default_factory=QueryVariants)
 
 
 def retrieve(
@@ -111,16 +119,21 @@ def retrieve(
     profiler: Profiler,
     bars: Bars,
     qrels: Qrels | None = None,
+    variants: QueryVariants | None = None,
 ) -> Retrieval:
     """Stage one: search every index and fuse.
 
     Args:
+        variants: wordings to search beside the questions; late interaction and the choice of passages go by the
+            questions alone.
         qrels: what the fusion is fitted on, where the plan asks for that.
 
     Raises:
         StaleArtifactError: where an index is missing, stale or damaged; names the command that makes it anew.
     """
     weighted: list[Weighted] = []
+    variants = variants or QueryVariants()
+    asked = variants.asked(queries)
     chunk_choice: tuple[Floats, Floats] | None = None
     query_vectors: dict[QueryKey, Floats] = {}
     late = _late_encoder(indices, plan)
@@ -140,19 +153,20 @@ def retrieve(
             index = _load_faiss(data.index(encoder.name) / "index.faiss", len(units.texts), indices.device)
         key = _query_key(encoder)
         if key not in query_vectors:
-            query_vectors[key], tokens = _encode_queries(encoder, queries, indices, profiler, bars, key == late_key)
+            query_vectors[key], tokens = _encode_queries(encoder, asked, indices, profiler, bars, key == late_key)
             question_tokens = question_tokens or tokens
         depth = plan.depth_chunks if encoder.unit == "chunk" else plan.depth_documents
-        with profiler.stage("dense search", len(queries), "questions"):
+        with profiler.stage("dense search", len(asked), "questions"):
             run = dense_run(
-                encoder.name, index, query_vectors[key], units.docs, queries, corpus, depth, plan.depth_documents
+                encoder.name, index, query_vectors[key], units.docs, asked, corpus, depth, plan.depth_documents
             )
-        weighted.append(Weighted(run, encoder.weight))
+        weighted.append(_of_questions(Weighted(run, encoder.weight), queries, variants, plan))
         if encoder.unit == "chunk" and chunk_choice is None:
             vectors = load_vectors(data.embeddings(encoder.name), len(chunks), BUILD_COMMAND)
-            chunk_choice = (query_vectors[key], vectors)
+            chunk_choice = (query_vectors[key][: len(queries)], vectors)
     for unit in indices.bm25_units:
-        weighted.append(_lexical(data, corpus, units_by(unit), queries, indices, plan, unit, profiler))
+        item = _lexical(data, corpus, units_by(unit), asked, indices, plan, unit, profiler)
+        weighted.append(_of_questions(item, queries, variants, plan))
     with profiler.stage("fusion", len(queries), "questions"):
         depth = max(plan.candidate_k, plan.top_k)
         if plan.fit_fusion and qrels is not None:
@@ -166,7 +180,17 @@ def retrieve(
         before, fused = fused, blend(fused, scores, plan.late_weight, "fused")
         passages = follow_documents(passages, before, fused)
         before_late = before, scores
-    return Retrieval(tuple(item.run for item in weighted), fused, passages, chunk_choice, fit, before_late)
+    return Retrieval(
+        tuple(item.run for item in weighted), fused, passages, chunk_choice, fit, before_late, variants
+    )  # fmt: skip
+
+
+def _of_questions(item: Weighted, queries: Queries, variants: QueryVariants, plan: SearchPlan) -> Weighted:
+    """The run of one index over questions and variants becomes a run over the questions."""
+    run = fuse_wordings(
+        item.run, len(queries), variants.owners, plan.variant_weight, plan.fusion, plan.rrf_k, item.absent_is_zero
+    )
+    return replace(item, run=run)
 
 
 def _fused_by_labels(

@@ -79,6 +79,48 @@ def fuse(runs: Sequence[Weighted], method: Method, rrf_k: int, depth: int, name:
     return Run(name, first.query_ids, rows, scores, first.corpus_fingerprint)
 
 
+def fuse_wordings(
+    run: Run, count: int, owners: Rows, weight: float, method: Method, rrf_k: int, absent_is_zero: bool
+) -> Run:
+    """The lists of a question and of its variants, all from one index, become the one list of the question.
+
+    That list then enters :func:`fuse` as that of the question alone would: an index has the same say however many
+    variants a question has. The question weighs 1, each variant ``weight``. A question without variants keeps its
+    list as it is.
+
+    ``rrf``: weighted reciprocal ranks. ``convex``: weighted mean of the scores as they are, which are on one scale
+    within an index: a wording that fits nothing has low scores that hardly differ, and hardly changes the order.
+
+    Args:
+        run: [N, K], the Q questions first, then their variants.
+        count: Q.
+        owners: int32 [N - Q], row of the question of each variant, ascending.
+        absent_is_zero: as in :class:`Weighted`.
+    """
+    if len(run.query_ids) == count:
+        return run
+    rows, scores = run.doc_rows[:count].copy(), run.scores[:count].copy()
+    for i in np.unique(owners).tolist():
+        first, last = np.searchsorted(owners, [i, i + 1])
+        members = [i, *range(count + int(first), count + int(last))]
+        weights = [1.0] + [weight] * (len(members) - 1)
+        lists = [run.doc_rows[m][run.doc_rows[m] != PAD] for m in members]
+        union = np.unique(np.concatenate(lists)).astype(np.int32)
+        combined = np.zeros(len(union), dtype=np.float64)
+        for member, docs, share in zip(members, lists, weights, strict=True):
+            if not len(docs):
+                continue
+            places, values = np.searchsorted(union, docs), run.scores[member][: len(docs)]
+            if method == "rrf":
+                combined[places] += share * reciprocal_ranks(len(docs), rrf_k)
+            else:
+                full = np.full(len(union), 0.0 if absent_is_zero else values.min(), dtype=np.float64)
+                full[places] = values
+                combined += share / sum(weights) * full
+        rows[i], scores[i] = ranked(union, combined.astype(np.float32), run.depth)
+    return Run(run.name, run.query_ids[:count], rows, scores, run.corpus_fingerprint)
+
+
 def _spread(item: Weighted, query: int, places: Rows, found: int, size: int) -> Floats:
     values = item.run.scores[query][:found]
     absent = np.float32(0.0) if item.absent_is_zero else values.min()
