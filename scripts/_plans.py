@@ -73,6 +73,7 @@ def search_plan(settings: Settings, flags: Namespace, reranker: ResolvedModel | 
         passage_choice=settings.reranker_passage_choice,
         fit_blend=getattr(flags, "fit_blend", False),
         fit_fusion=getattr(flags, "fit_fusion", False),
+        fresh=getattr(flags, "fresh", False),
     )
 
 

@@ -54,6 +54,7 @@ class SearchPlan:
         cpu: how a CPU runs the cross-encoder.
         fit_blend: fit ``blend_weight`` on the labels.
         fit_fusion: fit the method of the fusion and the weights of the runs on the labels.
+        fresh: score every pair anew, whatever is kept.
     """
 
     bm25_weights: Mapping[str, float]
@@ -74,6 +75,7 @@ class SearchPlan:
     passage_choice: PassageChoice
     fit_blend: bool = False
     fit_fusion: bool = False
+    fresh: bool = False
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def data_lock(folder: Path, wait: bool = False) -> Iterator[None]:
             yield
         finally:
             _write(handle, None)
-            if made and [found.name for found in folder.iterdir()] == [LOCK_NAME]:
+            if made and folder.exists() and [found.name for found in folder.iterdir()] == [LOCK_NAME]:
                 path.unlink()
                 folder.rmdir()
 

@@ -1,19 +1,19 @@
 """Embed: texts become vectors in blocks, each of which is encoded once and for all."""
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
 
+from src.core.pace import Pace
 from src.core.types import Floats, Progress
 from src.core.vector_parts import TokenFile, VectorParts
 from src.engine.encoder import SentenceEncoder
 
 # Seconds of work on a slow machine; the block is what is lost when a run is killed.
 BLOCK_TEXTS, BLOCK_CHARACTERS = 256, 100_000
-SAVE_SECONDS = 5.0
+SAVE_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,13 @@ def encode_in_blocks(
         texts: N texts; equal ones are encoded once.
         label: of the progress bar.
         tokens: takes the vectors of the tokens of every text.
+        save_seconds: least time between two saves.
     """
     numbers_of: dict[str, list[int]] = {}
     for number, text in enumerate(texts):
         numbers_of.setdefault(text, []).append(number)
     vectors = np.zeros((len(texts), model.dimension), dtype=np.float32)
-    reused, saved = 0, time.monotonic()
+    reused, pace = 0, Pace(save_seconds)
     with bars(label, len(texts)) as progress:
         try:
             for block in text_blocks(texts):
@@ -69,9 +70,9 @@ def encode_in_blocks(
                     reused += len(everyone)
                 for vector, numbers in zip(found, owners, strict=True):
                     vectors[numbers] = vector
-                if time.monotonic() - saved > save_seconds:
-                    parts.save(tokens)
-                    saved = time.monotonic()
+                if pace.due:
+                    with pace.saving():
+                        parts.save(tokens)
                 progress(len(everyone))
         finally:
             parts.save(tokens)
