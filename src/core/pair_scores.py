@@ -80,6 +80,9 @@ class PairScores:
             _keys(*(table.column(name).to_numpy() for name in ("question", "passage"))),
             table.column("score").to_numpy(),
         )
+        self._compact(files)
+
+    def _compact(self, files: list[Path]) -> None:
         if len(files) > MERGE_AT_FILES:
             self._write(self._keys, self._scores, files)
 
@@ -111,6 +114,7 @@ class PairScores:
         self._new = []
         self._write(keys, scores, [])
         self._merge(keys, scores)
+        self._compact(sorted(self.folder.glob("*.parquet")))
 
     def _write(self, keys: npt.NDArray[np.void], scores: Floats, replaced: list[Path]) -> None:
         stems = [path.stem.partition("-")[0] for path in self.folder.glob("*.parquet")]

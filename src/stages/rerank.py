@@ -81,7 +81,8 @@ class CandidateScorer:
         scorer: the cross-encoder.
         passages: what it reads of each candidate; a document scores as its best passage (MaxP).
         kept: scores of earlier runs; pairs found there are not scored again, and new ones are saved there as the run
-            goes on, so that an interrupted run loses at most the last ``save_seconds``.
+            goes on, so that an interrupted run loses little more than a block.
+        save_seconds: least time between two saves.
         block: questions per block; within one, pairs are sorted by length across questions. It paces the progress
             bar and bounds memory; scores do not depend on it.
     """
