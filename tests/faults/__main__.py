@@ -10,7 +10,7 @@ from pathlib import Path
 from .bench import STEPS, import_libraries, make_project
 from .harness import ROUND, Case, Outcome, Reference, run_case
 
-SIZES = {"small": (60, 12), "large": (400, 120)}  # documents, questions
+SIZES = {"small": (60, 12), "large": (150, 60)}  # documents, questions
 
 
 def _undisturbed(root: Path) -> Reference:
