@@ -21,10 +21,33 @@ run() {
 }
 
 export SEARCH_OUTPUT_IS_LOGGED=1 PYTHONUNBUFFERED=1 PYTHONIOENCODING=utf-8
-# tee outlives an interrupt, so that the last lines reach the log.
-set +e
+
+# tee outlives every signal, so that the last lines reach the log; it ends with its input.
+exec 3> >(trap '' INT TERM HUP && exec tee "$log")
+tee=$!
+# The work is a job with a process group of its own, to which signals are passed on; the shell waits for its end.
+set -m
 (
+    trap 'exit 143' TERM
+    trap 'exit 130' INT
     set -e
-    run "$@"
-) 2>&1 | tee -i "$log"
-exit "${PIPESTATUS[0]}"
+    run "$@" 3>&-
+) >&3 2>&1 3>&- &
+job=$!
+set +em
+pass_on() {
+    signalled=1
+    kill "-$1" -- "-$job" 2>/dev/null
+}
+trap 'pass_on TERM' TERM HUP
+trap 'pass_on INT' INT
+while true; do
+    signalled=
+    wait "$job"
+    code=$?
+    # A trapped signal ends the wait, not the job.
+    [[ -n "$signalled" ]] || break
+done
+exec 3>&-
+wait "$tee" 2>/dev/null
+exit "$code"

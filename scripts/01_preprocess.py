@@ -1,6 +1,7 @@
 """Step 1: raw CSV files become cleaned documents, chunks, questions and labels in <data folder>/processed."""
 
 import logging
+from argparse import Namespace
 from collections.abc import Sequence
 
 from transformers import AutoTokenizer
@@ -20,6 +21,8 @@ from _inputs import (
 )
 from _plans import encoder_plans, model_resolver
 from config import Settings
+from src.core.artifacts import full_check
+from src.core.data_lock import data_lock
 from src.core.errors import StaleArtifactError
 from src.core.storage import save_corpus, save_questions
 from src.core.types import Chunks, Corpus
@@ -69,11 +72,16 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     """Preprocess, or with ``--if-stale`` only where that is needed."""
     parser = preparation_parser("01_preprocess.py", __doc__ or "", settings)
     flags = parser.parse_args(arguments)
+    with data_lock(flags.data_dir.resolve(), flags.wait), full_check(flags.verify):
+        _run(settings, flags)
+
+
+def _run(settings: Settings, flags: Namespace) -> None:
     inputs = choose_inputs(flags, settings, PROJECT_ROOT)
     log_inputs(inputs, PROJECT_ROOT)
     resolver = model_resolver(settings)
     encoders = encoder_plans(settings, resolver)
-    if inputs.corpus is None or (flags.if_stale and _current(inputs, settings, encoders)):
+    if inputs.corpus is None or (flags.if_stale and not flags.fresh and _current(inputs, settings, encoders)):
         corpus, _ = prepared_corpus(inputs, settings, encoders)
         log.info("Preprocessing: up to date (%d documents).", len(corpus))
         return

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from _cli import PROJECT_ROOT, add_data_flags, add_search_flags, main, set_up_threads
+from _cli import PROJECT_ROOT, add_data_flags, add_safety_flags, add_search_flags, main, set_up_threads
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, index_plan, model_resolver, plan_lines, preset_lines, reranker_plans, search_plan
 from _variants import load_variants
 from config import Settings
-from src.core.artifacts import write_json
+from src.core.artifacts import full_check, write_json
+from src.core.atomic import remove_dead_temporaries
+from src.core.data_lock import data_lock
 from src.core.errors import UserError
 from src.core.types import Chunks, Corpus, Qrels, Queries
 from src.engine.devices import pick_device
@@ -91,8 +93,15 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="03_run_search.py", description=__doc__)
     add_data_flags(parser, settings)
     add_search_flags(parser, settings)
+    add_safety_flags(parser)
     flags = parser.parse_args(arguments)
     set_up_threads(settings.cpu_threads)
+    remove_dead_temporaries(flags.output)
+    with data_lock(flags.data_dir.resolve(), flags.wait), full_check(flags.verify):
+        _run(settings, flags)
+
+
+def _run(settings: Settings, flags: argparse.Namespace) -> None:
     profiler = Profiler()
     inputs = choose_inputs(flags, settings, PROJECT_ROOT)
     log_inputs(inputs, PROJECT_ROOT)

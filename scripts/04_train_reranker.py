@@ -17,6 +17,7 @@ from _inputs import choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import cpu_engine, encoder_plans, index_plan, model_resolver, search_plan
 from config import Settings
 from src.core.artifacts import atomic_directory, file_sha256, fingerprint
+from src.core.data_lock import data_lock
 from src.core.errors import UserError
 from src.engine.devices import CpuEngine, pick_device
 from src.engine.encoder import SentenceEncoder
@@ -269,10 +270,15 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     set_up_threads(settings.cpu_threads)
     device = pick_device(settings.device)
     models = PROJECT_ROOT / "data" / "models"
-    files = [_file_share_and_size(text) for text in flags.pairs]
     target = models / flags.name
     if target.exists():
         raise UserError(f"{target}: exists already. Give another --name, or remove it.")
+    with data_lock(models / f"{flags.name}.training"):
+        _run(settings, flags, models, target, device)
+
+
+def _run(settings: Settings, flags: argparse.Namespace, models: Path, target: Path, device: str) -> None:
+    files = [_file_share_and_size(text) for text in flags.pairs]
     resolver = model_resolver(settings)
     base = _base_model(resolver, flags.base)
     use_labels = not (flags.pairs or flags.rule_pairs) if flags.use_labels is None else flags.use_labels

@@ -3,6 +3,7 @@
 import argparse
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from _plans import encoder_plans, index_plan, model_resolver, search_plan
 from _runs import find_run, read_run
 from _variants import load_variants
 from config import Settings
+from src.core.data_lock import data_lock
 from src.core.errors import UserError
 from src.core.types import Chunks, Corpus, Queries, Run
 from src.engine.devices import pick_device
@@ -126,6 +128,11 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     if flags.runs and making:
         raise UserError(f"--{making[0]} makes runs, but runs on disk are named too. Give one or the other.")
     set_up_threads(settings.cpu_threads)
+    with nullcontext() if flags.runs else data_lock(flags.data_dir.resolve()):
+        _run(settings, flags)
+
+
+def _run(settings: Settings, flags: argparse.Namespace) -> None:
     inputs = choose_inputs(flags, settings, PROJECT_ROOT)
     log_inputs(inputs, PROJECT_ROOT)
     resolver = model_resolver(settings)

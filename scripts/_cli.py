@@ -1,12 +1,17 @@
 """What the numbered scripts share: flags, logging, errors to exit codes."""
 
 import argparse
+import errno
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
+
+from _signals import EXIT_INTERRUPTED, STOPPED, Stopped, stop_on_signals
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT_ROOT))
@@ -16,7 +21,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 try:
     from config import Settings, load_settings
+    from src.core.atomic import remove_dead_temporaries
     from src.core.errors import UserError
+    from src.core.memory import first_line, means_out_of_memory
 except ModuleNotFoundError as missing:
     sys.exit(
         f"ERROR: package {missing.name!r} is not installed. Run ./run_cross_encoder_search.sh once, or: "
@@ -24,7 +31,8 @@ except ModuleNotFoundError as missing:
     )
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
+_HALVE = "RERANKER_BATCH_SIZE in config/settings.py"
+_DISK_TROUBLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 log = logging.getLogger("search")
 
@@ -97,9 +105,25 @@ def preparation_parser(prog: str, description: str, settings: Settings) -> argpa
     parser.add_argument(
         "--if-stale", action="store_true", help="do nothing where the result is up to date (default: off)"
     )
+    add_safety_flags(parser)
     if "--if-stale" in sys.argv:
         add_search_flags(parser, settings)
     return parser
+
+
+def add_safety_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of 01, 02 and 03 that say what they trust, and whom they wait for."""
+    parser.add_argument(
+        "--fresh", action="store_true",
+        help="make everything anew: kept preparation, embeddings, indices and pair scores are replaced (default: off)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--verify", action="store_true",
+        help="check the full hash of every artefact, not its size and header alone (default: off)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--wait", action="store_true", help="wait where another run holds the data folder (default: stop)"
+    )
 
 
 def positive_integer(text: str) -> int:
@@ -138,6 +162,8 @@ def _quieten_libraries() -> None:
 def main(run: Callable[[Settings, Sequence[str]], None], keep_log: bool = False) -> None:
     """Run a script: plain log lines on standard output, user errors as one line and exit code 2.
 
+    An interrupt (130) or SIGTERM (143) drops the block in hand; everything finished is on disk.
+
     Args:
         run: the script; gets the settings and the arguments.
         keep_log: also write the output to ``LOG_FILE`` in the project folder. Where a shell script already keeps all
@@ -145,6 +171,7 @@ def main(run: Callable[[Settings, Sequence[str]], None], keep_log: bool = False)
             that it may also be the target of a ``tee``.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    stop_on_signals()
     try:
         settings = load_settings()
         _quieten_libraries()
@@ -153,11 +180,26 @@ def main(run: Callable[[Settings, Sequence[str]], None], keep_log: bool = False)
         else:
             _run_logged(run, settings, PROJECT_ROOT / settings.log_file)
     except UserError as error:
-        log.error("ERROR: %s", error)
-        sys.exit(EXIT_USER_ERROR)
-    except KeyboardInterrupt:
-        log.error("Interrupted. Nothing was half-written; the same command starts again.")
-        sys.exit(EXIT_INTERRUPTED)
+        _fail(str(error))
+    except MemoryError as error:
+        _fail(f"out of memory: {first_line(error)}. Close other programs, or halve ENCODER_BATCH_SIZE and {_HALVE}.")
+    except OSError as error:
+        if error.errno not in _DISK_TROUBLE:
+            raise
+        _fail(f"{error.filename or 'a file'}: {error.strerror}. Mend that, then give the same command again.")
+    except RuntimeError as error:
+        if not means_out_of_memory(error):
+            raise
+        _fail(f"out of memory on the device: {first_line(error)}. Free it, or halve ENCODER_BATCH_SIZE and {_HALVE}.")
+    except KeyboardInterrupt as interrupt:
+        code = interrupt.code if isinstance(interrupt, Stopped) else EXIT_INTERRUPTED
+        log.error("%s", STOPPED)
+        sys.exit(code)
+
+
+def _fail(message: str) -> NoReturn:
+    log.error("ERROR: %s", message)
+    sys.exit(EXIT_USER_ERROR)
 
 
 class _Tee:
@@ -168,11 +210,18 @@ class _Tee:
         self.file = path.open("w", encoding="utf-8", buffering=1)
 
     def write(self, text: str) -> int:
-        self.file.write(text)
+        self.keep(text)
         return self.screen.write(text)
 
+    def keep(self, text: str) -> None:
+        """Write to the file alone."""
+        # A full disk must not take the screen's output with it; the error that follows names the disk.
+        with suppress(OSError):
+            self.file.write(text)
+
     def flush(self) -> None:
-        self.file.flush()
+        with suppress(OSError):
+            self.file.flush()
         self.screen.flush()
 
     def isatty(self) -> bool:
@@ -183,6 +232,7 @@ def _run_logged(run: Callable[[Settings, Sequence[str]], None], settings: Settin
     if {"-h", "--help"} & set(sys.argv):
         run(settings, sys.argv[1:])
         return
+    remove_dead_temporaries(path)
     partial = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     tee = _Tee(partial)
     sys.stdout = tee
@@ -190,10 +240,14 @@ def _run_logged(run: Callable[[Settings, Sequence[str]], None], settings: Settin
     try:
         run(settings, sys.argv[1:])
     except UserError as error:
-        tee.file.write(f"ERROR: {error}\n")
+        tee.keep(f"ERROR: {error}\n")
+        raise
+    except KeyboardInterrupt:
+        tee.keep(f"{STOPPED}\n")
         raise
     finally:
         sys.stdout = tee.screen
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-        tee.file.close()
+        with suppress(OSError):
+            tee.file.close()
         partial.replace(path)

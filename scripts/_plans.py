@@ -145,6 +145,7 @@ def search_plan(settings: Settings, flags: Namespace, rerankers: tuple[tuple[Res
         fit_fusion=getattr(flags, "fit_fusion", False),
         variant_weight=settings.query_variant_weight,
         reranker_query=settings.reranker_query,
+        fresh=getattr(flags, "fresh", False),
     )
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from src.core.errors import StaleArtifactError, UserError
 from src.core.storage import DataFolder, load_vectors, save_token_vectors, save_vectors
 from src.core.text import terms
 from src.core.types import Chunks, Corpus, Floats, Progress, Rows, passage_text
+from src.core.vector_parts import TokenFile, VectorParts
 from src.engine.devices import CpuEngine
 from src.engine.encoder import SentenceEncoder
 from src.models.resolve import ResolvedModel
+from src.stages.embed import encode_in_blocks
 from src.stages.index import Bm25Backend, Bm25Index, FaissIndex
 
 Bars = Callable[[str, int], AbstractContextManager[Progress]]
@@ -173,13 +175,16 @@ def indices_current(data: DataFolder, corpus: Corpus, chunks: Chunks, plan: Inde
     return all(reason is None for _, reason in index_status(data, corpus, chunks, plan))
 
 
-def build_indices(data: DataFolder, corpus: Corpus, chunks: Chunks, plan: IndexPlan, bars: Bars) -> None:
+def build_indices(
+    data: DataFolder, corpus: Corpus, chunks: Chunks, plan: IndexPlan, bars: Bars, fresh: bool = False
+) -> None:
     """Encode documents and chunks, index their vectors and terms; what is current is kept.
 
     Args:
         data: where embeddings and indices go.
         corpus, chunks: from preprocessing.
         bars: makes a progress bar.
+        fresh: make everything anew, whatever is there.
     """
     vectors_of_text: dict[tuple[str, str | None], dict[str, Floats]] = {}
     # The one that gives token vectors needs every text of its own; others take over what it has encoded.
@@ -187,23 +192,26 @@ def build_indices(data: DataFolder, corpus: Corpus, chunks: Chunks, plan: IndexP
         units = units_of(corpus, chunks, encoder.unit)
         identity = embedding_identity(plan, encoder, units)
         folder, tokens = data.embeddings(encoder.name), data.tokens(encoder.name)
-        wants_tokens = encoder == plan.late_encoder and not _tokens_current(tokens, identity, plan)
-        if _is_current(folder, "embeddings", identity) and not wants_tokens:
+        wants_tokens = encoder == plan.late_encoder and (fresh or not _tokens_current(tokens, identity, plan))
+        known = vectors_of_text.setdefault((encoder.model.fingerprint, encoder.document_prefix), {})
+        if not fresh and _is_current(folder, "embeddings", identity) and not wants_tokens:
             log.info("Embeddings %s: up to date, kept", encoder.name)
             vectors = load_vectors(folder, len(units.texts), BUILD_COMMAND)
         else:
-            known = vectors_of_text.setdefault((encoder.model.fingerprint, encoder.document_prefix), {})
+            parts = VectorParts(data.parts(encoder.name), *identity, fresh=fresh)
             model = load_encoder(encoder, plan)
             if wants_tokens:
-                vectors = _encode_with_tokens(model, units, plan, bars, tokens, identity)
+                vectors = _encode_with_tokens(model, units, plan, bars, tokens, identity, parts)
             else:
-                vectors = _encode_units(model, encoder, units, plan, bars, known)
-            known.update(zip(units.texts, vectors, strict=True))
+                vectors = _encode_units(model, encoder, units, plan, bars, known, parts)
             save_vectors(folder, vectors, *identity, extra={"model": encoder.model.record()})
-        _build_faiss(data.index(encoder.name), vectors, identity)
+            parts.drop()
+        # Those of a kept embedding too: a run that goes on after a kill then encodes what the first would have encoded.
+        known.update(zip(units.texts, vectors, strict=True))
+        _build_faiss(data.index(encoder.name), vectors, identity, fresh)
     for unit in plan.bm25_units:
         units = units_of(corpus, chunks, unit)
-        _build_bm25(data.index(f"bm25-{unit}"), units, plan, bm25_identity(plan, unit, units))
+        _build_bm25(data.index(f"bm25-{unit}"), units, plan, bm25_identity(plan, unit, units), fresh)
 
 
 def tokens_left_out(folder: Path, identity: Identity, plan: IndexPlan) -> bool:
@@ -220,20 +228,21 @@ def _with_limit(identity: Identity, plan: IndexPlan) -> Identity:
 
 
 def _encode_with_tokens(
-    model: SentenceEncoder, units: Units, plan: IndexPlan, bars: Bars, folder: Path, identity: Identity
+    model: SentenceEncoder,
+    units: Units,
+    plan: IndexPlan,
+    bars: Bars,
+    folder: Path,
+    identity: Identity,
+    parts: VectorParts,
 ) -> Floats:
     """Vectors of the units; the vectors of their tokens go to ``folder`` on the way, where they are not too large."""
     counts = model.token_counts(units.texts, "document")
     size = 2 * model.dimension * int(counts.sum())
-    vectors = np.zeros((0, model.dimension), dtype=np.float32)
-
-    def fill(write: Callable[[int, Floats], None] | None) -> None:
-        nonlocal vectors
-        with bars("Encoding chunks", len(units.texts)) as progress:
-            vectors = model.encode(units.texts, "document", plan.batch_size, progress, write)
-
     if size <= plan.token_bytes:
-        save_token_vectors(folder, counts, model.dimension, fill, *identity)
+        with closing(TokenFile(parts.folder / "tokens.npy", counts, model.dimension)) as tokens:
+            vectors = encode_in_blocks(model, units.texts, plan.batch_size, bars, "Encoding chunks", parts, tokens)
+        save_token_vectors(folder, tokens.path, counts, *identity)
         log.info("Token vectors of %s chunks: %.2f GB", f"{len(counts):,}", size / 1e9)
         return vectors
     log.warning(
@@ -242,7 +251,7 @@ def _encode_with_tokens(
         "LATE_INTERACTION_WEIGHT = 0.",
         f"{len(counts):,}", size / 1e9, plan.token_bytes / 1e9,
     )  # fmt: skip
-    fill(None)
+    vectors = encode_in_blocks(model, units.texts, plan.batch_size, bars, "Encoding chunks", parts)
     with atomic_directory(folder) as temporary:
         manifest = Manifest(_TOKENS_LEFT_OUT, *_with_limit(identity, plan), counts={"bytes": size})
         save_manifest(temporary / MANIFEST_NAME, manifest)
@@ -258,21 +267,26 @@ def load_encoder(encoder: EncoderPlan, plan: IndexPlan) -> SentenceEncoder:
 
 
 def _encode_units(
-    model: SentenceEncoder, encoder: EncoderPlan, units: Units, plan: IndexPlan, bars: Bars, known: dict[str, Floats]
+    model: SentenceEncoder,
+    encoder: EncoderPlan,
+    units: Units,
+    plan: IndexPlan,
+    bars: Bars,
+    known: dict[str, Floats],
+    parts: VectorParts,
 ) -> Floats:
     """Vectors of the units; a text that the same model has just encoded as another unit is not encoded again."""
     new = [text for text in dict.fromkeys(units.texts) if text not in known]
-    with bars(f"Encoding {encoder.unit}s", len(new)) as progress:
-        vectors = model.encode(new, "document", plan.batch_size, progress)
+    vectors = encode_in_blocks(model, new, plan.batch_size, bars, f"Encoding {encoder.unit}s", parts)
     known.update(zip(new, vectors, strict=True))
     return np.stack([known[text] for text in units.texts])
 
 
-def _build_faiss(folder: Path, vectors: Floats, identity: Identity) -> None:
-    if _is_current(folder, "faiss", identity):
+def _build_faiss(folder: Path, vectors: Floats, identity: Identity, fresh: bool) -> None:
+    if not fresh and _is_current(folder, "faiss", identity):
         log.info("Index %s: up to date, kept", folder.name)
         return
-    with atomic_directory(folder) as temporary:
+    with atomic_directory(folder, vectors.nbytes) as temporary:
         FaissIndex.build(vectors).save(temporary / "index.faiss")
         files = describe_files(temporary, ["index.faiss"])
         manifest = Manifest("faiss", *identity, files=files, counts={"units": len(vectors)})
@@ -280,8 +294,8 @@ def _build_faiss(folder: Path, vectors: Floats, identity: Identity) -> None:
     log.info("Index %s: %d vectors of %d dimensions", folder.name, *vectors.shape)
 
 
-def _build_bm25(folder: Path, units: Units, plan: IndexPlan, identity: Identity) -> None:
-    if _is_current(folder, "bm25", identity):
+def _build_bm25(folder: Path, units: Units, plan: IndexPlan, identity: Identity, fresh: bool) -> None:
+    if not fresh and _is_current(folder, "bm25", identity):
         log.info("Index %s: up to date, kept", folder.name)
         return
     lists = [terms(text) for text in units.texts]

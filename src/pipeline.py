@@ -136,10 +136,12 @@ def _model_scores(
                 "✓ Cross-encoder loaded successfully: %s on %s, %s by %s",
                 model.describe(), device, scorer.arithmetic, scorer.backend_name,
             )  # fmt: skip
-        kept = kept_pair_scores(data, model, scorer)
+        kept = kept_pair_scores(data, model, scorer, plan.fresh)
     with profiler.stage("tokenise") as stage:
         passages = PassageTexts.of(corpus, chunks, found.passages[owners, : candidates.depth])
-        reranker = CandidateScorer(scorer, passages, kept)
+        # A block is what a kill costs: seconds of work, yet enough batches for every core.
+        block = max(4, plan.cpu.threads) if device == "cpu" else 16
+        reranker = CandidateScorer(scorer, passages, kept, block)
         tables = reranker.tokenize(queries)
         stage.items, stage.unit = len(queries) + len(passages.texts), "texts"
     pairs = int((passages.rows >= 0).sum())
@@ -149,10 +151,10 @@ def _model_scores(
     return merge_wordings(scores, owners, plan.reranker_query)
 
 
-def kept_pair_scores(data: DataFolder, model: ResolvedModel, scorer: PairScorer) -> PairScores:
+def kept_pair_scores(data: DataFolder, model: ResolvedModel, scorer: PairScorer, fresh: bool = False) -> PairScores:
     """Scores that this model has given before, with the same limit of tokens and the same arithmetic."""
     key = fingerprint([model.fingerprint, scorer.max_length, scorer.arithmetic])
-    return PairScores(data.runs / "pair_scores" / key)
+    return PairScores(data.runs / "pair_scores" / key, fresh)
 
 
 def search(

@@ -59,6 +59,7 @@ class SearchPlan:
         variant_weight: of a query variant against 1 for the question, within each index.
         reranker_query: what the cross-encoder reads: the ``original`` question, or that and its variants, of which the
             ``max`` or the ``mean`` counts.
+        fresh: score every pair anew, whatever is kept.
     """
 
     bm25_weights: Mapping[str, float]
@@ -82,6 +83,7 @@ class SearchPlan:
     fit_fusion: bool = False
     variant_weight: float = 0.7
     reranker_query: RerankerQuery = "original"
+    fresh: bool = False
 
 
 @dataclass(frozen=True)

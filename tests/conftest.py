@@ -135,14 +135,12 @@ def two_logit_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_cross_encoder(tmp_path_factory.mktemp("models") / "two-logits", labels=2)
 
 
-@pytest.fixture(scope="session")
-def bi_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_bi_encoder(folder: Path, bare: Path) -> Path:
+    """A sentence-transformers model in ``folder``; ``bare`` takes the model inside it."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
     torch.manual_seed(3)
-    folder = tmp_path_factory.mktemp("models") / "bi-encoder"
-    bare = tmp_path_factory.mktemp("bare")
     tokenizer = bert_tokenizer()
     BertModel(tiny_config(len(tokenizer)), add_pooling_layer=False).save_pretrained(bare)
     tokenizer.save_pretrained(bare)
@@ -150,6 +148,11 @@ def bi_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = SentenceTransformer(modules=modules, prompts={"query": "q: ", "document": "d: "}, device="cpu")
     model.save(str(folder), create_model_card=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def bi_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_bi_encoder(tmp_path_factory.mktemp("models") / "bi-encoder", tmp_path_factory.mktemp("bare"))
 
 
 PAGES = {

@@ -1,4 +1,4 @@
-"""Atomic files, fingerprints and manifests.
+"""Fingerprints and manifests (and, for those who write artefacts, the atomic files of :mod:`src.core.atomic`).
 
 Every artefact is plain data (npy, parquet, faiss, json, safetensors; never pickle) in a folder with one
 ``manifest.json``. The manifest says what the artefact was made from; loading compares it with what the caller
@@ -8,66 +8,36 @@ folders can be copied between machines.
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from src.core.atomic import atomic_directory as atomic_directory
+from src.core.atomic import atomic_path as atomic_path
 from src.core.errors import StaleArtifactError
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "faiss-cpu", "faiss-gpu", "bm25s", "rank-bm25", "numpy")
+# What each kind of artefact is shaped by: another version of these may have made other bytes of the same input.
+_SHAPED_BY = {
+    "embeddings": ("torch", "transformers", "sentence-transformers"),
+    "token vectors": ("torch", "transformers", "sentence-transformers"),
+    "faiss": ("faiss-cpu", "faiss-gpu"),
+    "bm25": ("bm25s", "rank-bm25"),
+}
 
+log = logging.getLogger(__name__)
 
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it over ``path`` when the block ends without an error.
-
-    The file that was there before stays untouched until the rename, and for good where the block fails.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.tmp-", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    umask = os.umask(0)
-    os.umask(umask)
-    try:
-        yield temporary
-        # mkstemp (and some writers) make the file private; a result is readable by whom the umask allows.
-        temporary.chmod(0o666 & ~umask)
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory beside ``path``; swap it in for ``path`` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o777 & ~umask)
-    old = temporary.with_name(temporary.name + "-old")
-    try:
-        yield temporary
-        if path.exists():
-            path.replace(old)
-        temporary.replace(path)
-    finally:
-        if old.exists() and not path.exists():
-            old.replace(path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+_full_check: ContextVar[dict[tuple[str, int, int], str] | None] = ContextVar("full_check", default=None)
+_told_of: set[str] = set()
 
 
 def write_json(path: Path, value: object) -> None:
@@ -100,6 +70,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+@cache
 def library_versions() -> dict[str, str]:
     """Versions of the installed libraries that shape results."""
     versions: dict[str, str] = {}
@@ -164,10 +135,25 @@ def read_manifest(path: Path, fix: str) -> Manifest:
     if not path.is_file():
         raise StaleArtifactError(f"{path.parent}: not prepared yet (no {path.name}). Run: {fix}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Manifest(**values)
-    except (ValueError, TypeError) as error:
+        manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        if not all(isinstance(getattr(manifest, name), dict) for name in ("inputs", "settings", "files", "extra")):
+            raise TypeError("a part of it is no mapping")
+        for name, entry in manifest.files.items():
+            if not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
+                raise TypeError(f"no size and checksum of {name}")
+        return manifest
+    except (ValueError, TypeError, KeyError) as error:
         raise StaleArtifactError(f"{path}: damaged manifest ({error}). Run: {fix}") from error
+
+
+@contextmanager
+def full_check(wanted: bool = True) -> Iterator[None]:
+    """Within the block every artefact that is loaded is checked by its full hash too, each file once."""
+    token = _full_check.set({} if wanted else None)
+    try:
+        yield
+    finally:
+        _full_check.reset(token)
 
 
 def require_current(
@@ -186,8 +172,9 @@ def require_current(
         Its manifest.
 
     Raises:
-        StaleArtifactError: missing, of another kind or layout, made from other inputs or settings, or truncated.
-            The message says what differs, both values, and ``fix``.
+        StaleArtifactError: missing, of another kind or layout, made from other inputs or settings, or truncated;
+            within :func:`full_check` also where a byte differs. The message says what differs, both values, and
+            ``fix``.
     """
     manifest = read_manifest(folder / MANIFEST_NAME, fix)
     found: dict[str, Any] = {"kind": manifest.kind, "format_version": manifest.format_version}
@@ -212,7 +199,43 @@ def require_current(
             raise StaleArtifactError(
                 f"{path}: damaged or half-copied: {what}, the manifest says {expected['bytes']} bytes. Run: {fix}"
             )
+        _check_hash(path, expected["sha256"], fix)
+    _tell_of_versions(folder, manifest)
     return manifest
+
+
+def _check_hash(path: Path, expected: str, fix: str) -> None:
+    hashes = _full_check.get()
+    if hashes is None:
+        return
+    status = path.stat()
+    key = (str(path), status.st_size, status.st_mtime_ns)
+    if key not in hashes:
+        hashes[key] = file_sha256(path)
+    if hashes[key] != expected:
+        # Without --verify the command that makes it would look at the size alone and keep it.
+        raise StaleArtifactError(
+            f"{path}: damaged: its bytes have the SHA-256 {hashes[key][:16]}, the manifest says {expected[:16]}. "
+            f"Run: {fix}{'' if fix == 'automatic' else ' --verify'}"
+        )
+
+
+def _tell_of_versions(folder: Path, manifest: Manifest) -> None:
+    """Warn, once per artefact, of libraries whose major version is not the one that made it."""
+    for name in _SHAPED_BY.get(manifest.kind, ()):
+        made, here = str(manifest.libraries.get(name, "")), library_versions().get(name, "")
+        if made and here and _major(made) != _major(here) and f"{folder}/{name}" not in _told_of:
+            _told_of.add(f"{folder}/{name}")
+            log.warning(
+                "WARNING: %s was made with %s %s, here is %s: used as it is; --fresh makes it anew.",
+                folder, name, made, here,
+            )  # fmt: skip
+
+
+def _major(version: str) -> str:
+    """The part of a version whose change may break things: the first number, in 0.x versions the second too."""
+    parts = version.split(".")
+    return ".".join(parts[:2]) if parts[0] == "0" else parts[0]
 
 
 def _short(value: object, limit: int = 120) -> str:

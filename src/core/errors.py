@@ -14,3 +14,11 @@ class StaleArtifactError(UserError):
 
 class ModelUnavailableError(UserError):
     """A model name could not be turned into a directory with a model in it."""
+
+
+class DiskFullError(UserError):
+    """A disk has no room for what is to be written; what was there before is as it was."""
+
+
+class DataFolderInUseError(UserError):
+    """Another process works on the data folder."""

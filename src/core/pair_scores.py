@@ -1,10 +1,12 @@
 """Scores of (question, passage) pairs that a cross-encoder has given, kept so that no pair is ever scored twice.
 
 One folder per model and per whatever else shapes its scores; in it one parquet file per saved block. The key of a pair
-is a hash of both texts, so scores outlive changes of the corpus, the questions, the candidates and the blend.
+is a hash of both texts, so scores outlive changes of the corpus, the questions, the candidates and the blend. The name
+of a file ends in the hash of its bytes, so a score that a disk has altered is never used.
 """
 
 import hashlib
+import io
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,13 +16,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from src.core.artifacts import atomic_path
+from src.core.artifacts import atomic_path, file_sha256
 from src.core.types import Floats
 
 Hashes = npt.NDArray[np.uint64]
 
 _KEY = np.dtype([("question", "<u8"), ("passage", "<u8")])
 MERGE_AT_FILES = 64
+_DIGITS = 16
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,8 @@ class PairScores:
         tables: list[pa.Table] = []
         for path in files:
             try:
+                if file_sha256(path)[:_DIGITS] != path.stem.rpartition("-")[2]:
+                    raise OSError("its bytes are not those that were written")
                 tables.append(pq.read_table(path, columns=["question", "passage", "score"]))
             except (OSError, KeyError, pa.ArrowException) as error:
                 # Scores can always be computed again, so a damaged file costs time and nothing else.
@@ -75,6 +80,9 @@ class PairScores:
             _keys(*(table.column(name).to_numpy() for name in ("question", "passage"))),
             table.column("score").to_numpy(),
         )
+        self._compact(files)
+
+    def _compact(self, files: list[Path]) -> None:
         if len(files) > MERGE_AT_FILES:
             self._write(self._keys, self._scores, files)
 
@@ -106,13 +114,18 @@ class PairScores:
         self._new = []
         self._write(keys, scores, [])
         self._merge(keys, scores)
+        self._compact(sorted(self.folder.glob("*.parquet")))
 
     def _write(self, keys: npt.NDArray[np.void], scores: Floats, replaced: list[Path]) -> None:
-        numbers = [int(path.stem) for path in self.folder.glob("*.parquet") if path.stem.isdigit()]
-        path = self.folder / f"{max(numbers, default=0) + 1:06d}.parquet"
-        with atomic_path(path) as temporary:
-            table = pa.table({"question": keys["question"], "passage": keys["passage"], "score": scores})
-            pq.write_table(table, temporary, compression="zstd")
+        stems = [path.stem.partition("-")[0] for path in self.folder.glob("*.parquet")]
+        number = max((int(stem) for stem in stems if stem.isdigit()), default=0) + 1
+        table = pa.table({"question": keys["question"], "passage": keys["passage"], "score": scores})
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        data = buffer.getvalue()
+        path = self.folder / f"{number:06d}-{hashlib.sha256(data).hexdigest()[:_DIGITS]}.parquet"
+        with atomic_path(path, len(data)) as temporary:
+            temporary.write_bytes(data)
         for old in replaced:
             old.unlink()
 

@@ -1,6 +1,7 @@
 """Where everything lies in a data folder, and how types become files."""
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,10 @@ class DataFolder:
     def tokens(self, name: str) -> Path:
         """Token vectors of one encoder over one unit."""
         return self.root / "embeddings" / f"{name}-tokens"
+
+    def parts(self, name: str) -> Path:
+        """Finished blocks of the embedding of that name, while it is being made."""
+        return self.root / "embeddings" / f"{name}.parts"
 
     def index(self, name: str) -> Path:
         """One index."""
@@ -142,7 +147,7 @@ def save_vectors(
     folder: Path, vectors: Floats, inputs: Mapping[str, str], settings: Mapping[str, Any], extra: Mapping[str, Any]
 ) -> None:
     """Write float32 [N, D] and its manifest, all or nothing."""
-    with atomic_directory(folder) as temporary:
+    with atomic_directory(folder, vectors.nbytes) as temporary:
         np.save(temporary / "vectors.npy", vectors, allow_pickle=False)
         manifest = Manifest(
             kind="embeddings",
@@ -177,29 +182,24 @@ def load_vectors(folder: Path, rows: int, fix: str) -> Floats:
 
 def save_token_vectors(
     folder: Path,
+    filled: Path,
     counts: npt.NDArray[np.int64],
-    dimension: int,
-    fill: Callable[[Callable[[int, Floats], None]], None],
     inputs: Mapping[str, str],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write token vectors as float16 and their manifest, all or nothing; they never lie in memory as a whole.
+    """Make an artefact of filled token vectors, all or nothing.
 
     Args:
+        filled: npy file of float16 [sum of counts, D]; it stays where it is, as a second name of the same bytes.
         counts: int64 [N], tokens of each text.
-        dimension: D of the vectors.
-        fill: is given a function (number of the text, its vectors [counts, D]) and calls it for every text.
     """
     offsets = offsets_of(counts)
-    with atomic_directory(folder) as temporary:
-        shape = (int(offsets[-1]), dimension)
-        values = np.lib.format.open_memmap(temporary / "tokens.npy", mode="w+", dtype=np.float16, shape=shape)
-
-        def write(number: int, vectors: Floats) -> None:
-            values[offsets[number] : offsets[number + 1]] = vectors
-
-        fill(write)
-        values.flush()
+    dimension = int(np.load(filled, mmap_mode="r", allow_pickle=False).shape[1])
+    with atomic_directory(folder, filled.stat().st_size) as temporary:
+        try:
+            (temporary / "tokens.npy").hardlink_to(filled)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(filled, temporary / "tokens.npy")
         np.save(temporary / "offsets.npy", offsets, allow_pickle=False)
         files = describe_files(temporary, ["tokens.npy", "offsets.npy"])
         manifest = Manifest(

@@ -8,14 +8,17 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
 from src.core.errors import UserError
+from src.core.memory import first_line, means_out_of_memory
 from src.core.types import TokenVectors, offsets_of
 from src.engine.batches import token_budget_batches
 from src.engine.devices import CpuEngine, explain_loading
+from src.engine.memory_limit import DoesNotFitError
 from src.engine.openvino_graphs import (
     CACHE_TOKENS,
     BackendUnavailableError,
@@ -79,6 +82,7 @@ class SentenceEncoder:
             if document_prefix is None
             else document_prefix,
         }
+        self.largest_batch: int | None = None
         self.runner: GraphRunner | None = None
         if cpu is not None and device == "cpu" and cpu.engine != "torch":
             self.runner = self._runner(directory.name, fingerprint, cpu)
@@ -92,7 +96,7 @@ class SentenceEncoder:
                 raise UserError(f"OpenVINO cannot run the bi-encoder {name}: {error}.") from error
             log.warning("OpenVINO cannot run the bi-encoder %s (%s): torch runs it.", name, error)
             return None
-        return GraphRunner(graph, bfloat16=False, threads=cpu.threads)
+        return GraphRunner(graph, bfloat16=False, threads=cpu.threads, what="the bi-encoder")
 
     @property
     def backend(self) -> str:
@@ -136,7 +140,7 @@ class SentenceEncoder:
             float32 [N, D], rows of unit length.
 
         Raises:
-            FloatingPointError: where the model returned a vector that is not finite.
+            UserError: where the model returned a vector that is not finite, or memory does not hold a single text.
         """
         unique: dict[str, int] = {}
         copies_of: dict[str, list[int]] = {}
@@ -161,7 +165,10 @@ class SentenceEncoder:
                 if len(ordered) == 1
                 else next(t for t in ordered if not np.isfinite(vectors[unique[t]]).all())
             )
-            raise FloatingPointError(f"the bi-encoder returned a vector that is not finite, for the text {bad[:80]!r}")
+            raise UserError(
+                f"the bi-encoder returned a vector that is not finite, for the text {bad[:80]!r}. The model's files "
+                "may be damaged: copy them anew, or name another model in ENCODERS."
+            )
         return vectors[rows]
 
     def encode_tokens(
@@ -203,7 +210,11 @@ class SentenceEncoder:
                         on_tokens(i, self._inner_tokens(outputs[1][place, : lengths[i]]))
 
             batches = token_budget_batches(lengths, batch_size, CACHE_TOKENS)
-            self.runner.run(((batch, self._padded([rows[i] for i in batch])) for batch in batches), store)
+            padded = ((batch, self._padded([rows[i] for i in batch])) for batch in batches)
+            try:
+                self.runner.run(padded, store)
+            except DoesNotFitError as error:
+                raise _too_large(texts[error.row], error) from error
         return _unit(vectors)
 
     def _encode_by_torch(
@@ -214,14 +225,40 @@ class SentenceEncoder:
         vectors: npt.NDArray[np.float32],
         on_tokens: OnTokens | None,
     ) -> None:
-        asked = {"prompt": self.prefixes[role], "batch_size": batch_size, "show_progress_bar": False}
         if on_tokens is None:
-            vectors[:] = self.model.encode(list(texts), convert_to_numpy=True, **asked)
+            vectors[:] = self._by_torch(texts, role, batch_size, convert_to_numpy=True)
             return
-        for i, features in enumerate(self.model.encode(list(texts), output_value=None, **asked)):
+        for i, features in enumerate(self._by_torch(texts, role, batch_size, output_value=None)):
             vectors[i] = features["sentence_embedding"].float().cpu().numpy()
             filled = features["attention_mask"].bool()
             on_tokens(i, self._inner_tokens(features["token_embeddings"][filled].float().cpu().numpy()))
+
+    def _by_torch(self, texts: Sequence[str], role: Role, batch_size: int, **asked: Any) -> Any:
+        """What sentence-transformers makes of texts, in smaller batches where memory runs out."""
+        while True:
+            size = batch_size if self.largest_batch is None else min(batch_size, self.largest_batch)
+            try:
+                return self.model.encode(
+                    list(texts), prompt=self.prefixes[role], batch_size=size, show_progress_bar=False, **asked
+                )
+            except (MemoryError, RuntimeError) as error:
+                if not means_out_of_memory(error):
+                    raise
+                reason = first_line(error)
+            # Only here is the error, and with it the tensors that its frames hold, gone.
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+            size = min(size, len(texts))
+            device = str(self.model.device)
+            if size == 1:
+                longest = max(texts, key=len)
+                tokens = len(self._token_ids([longest], role)[0])
+                raise _too_large(longest, DoesNotFitError(0, tokens, device))
+            self.largest_batch = size // 2
+            log.warning(
+                "WARNING: the bi-encoder ran out of memory on %s with %d texts (%s): %d at a time from now on.",
+                device, size, reason[:100], self.largest_batch,
+            )  # fmt: skip
 
     def _inner_tokens(self, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Unit vectors of all but the special tokens around a text."""
@@ -248,6 +285,13 @@ def _set_pooling(model: SentenceTransformer, pooling: str, directory: Path) -> N
             model[number] = Pooling(module.embedding_dimension, pooling_mode=pooling)
             return
     raise UserError(f"ENCODERS: pooling {pooling!r} was asked for, but {directory.name} has no pooling to replace.")
+
+
+def _too_large(text: str, error: DoesNotFitError) -> UserError:
+    return UserError(
+        f"the text {text[:80]!r} alone ({error.tokens} tokens) does not fit into the memory of {error.device}. Free "
+        "some, lower ENCODER_MAX_TOKENS, or name a smaller model in ENCODERS."
+    )
 
 
 def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

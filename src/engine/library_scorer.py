@@ -4,6 +4,7 @@ Causal models with a template (Qwen3-Reranker, mxbai-rerank-v2), classifiers wit
 of their own. The library takes template and yes and no tokens from the model's own files.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from src.core.errors import UserError
+from src.core.memory import first_line, means_out_of_memory
 from src.engine.devices import Precision, explain_loading, half_precision
 from src.engine.tokens import TokenTable, tokenize
 
@@ -32,6 +34,8 @@ Note that the answer can only be "yes" or "no".<|im_end|>
 
 Pairs = npt.NDArray[np.int32]
 Scores = npt.NDArray[np.float32]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ class LibraryScorer:
             float32 [P]: the raw score; of two outputs, the second less the first (the log-odds of "relevant").
 
         Raises:
-            UserError: where memory runs out or a score is not finite.
+            UserError: where memory does not hold one pair, or a score is not finite.
         """
         if not isinstance(questions, TextTable) or not isinstance(passages, TextTable):
             raise TypeError("tables of another scorer")
@@ -162,19 +166,36 @@ class LibraryScorer:
             (questions.texts[q], self._cut(passages, p, self.max_length - int(questions.lengths[q]), ends))
             for q, p in pairs.tolist()
         ]
-        try:
-            raw = self.model.predict(texts, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=True)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"out of memory on {self.device} with {self.batch_size} pairs. Halve RERANKER_BATCH_SIZE in "
-                "config/settings.py."
-            ) from error
+        raw = self._predict(texts)
         scores: Scores = np.asarray(raw, dtype=np.float32)
         if scores.ndim == 2:
             scores = scores[:, 1] - scores[:, 0]
         if not np.isfinite(scores).all():
             raise UserError("the cross-encoder returned a score that is not finite. The model's files may be damaged.")
         return scores
+
+    def _predict(self, texts: list[tuple[str, str]]) -> npt.NDArray[np.float32]:
+        """Raw scores; where memory runs out, the batch is halved for the rest of the run."""
+        while True:
+            try:
+                raw: npt.NDArray[np.float32] = self.model.predict(
+                    texts, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=True
+                )
+                return raw
+            except (MemoryError, RuntimeError) as error:
+                if not means_out_of_memory(error):
+                    raise
+                reason = first_line(error)
+            if self.batch_size == 1:
+                raise UserError(
+                    f"one pair alone does not fit into the memory of {self.device} ({reason[:100]}). Lower "
+                    "RERANKER_MAX_LENGTH, or name a smaller CROSS_ENCODER_MODEL."
+                )
+            self.batch_size //= 2
+            log.warning(
+                "WARNING: the cross-encoder ran out of memory on %s: %d pairs at a time from now on.",
+                self.device, self.batch_size,
+            )  # fmt: skip
 
     def _cut(self, passages: TextTable, row: int, room: int, ends: dict[int, list[int]]) -> str:
         """The beginning of a passage that has at most ``room`` tokens; ``ends`` keeps where its tokens end."""

@@ -54,13 +54,13 @@ class OpenVinoBackend:
         graph = ensure_converted(
             self.directory.name, self.fingerprint, self.folder, lambda: traceable(load_classifier(self.directory))
         )
-        self.runner = GraphRunner(graph, self.arithmetic == "bfloat16", self.threads)
+        self.runner = GraphRunner(graph, self.arithmetic == "bfloat16", self.threads, "the cross-encoder")
 
     def run(self, batches: Iterable[PairBatch], scores: npt.NDArray[np.float32]) -> None:
         """See :class:`~src.engine.pair_backends.PairBackend`.
 
         Raises:
-            UserError: where OpenVINO fails, for want of memory mostly.
+            UserError: where OpenVINO fails for another reason than memory.
         """
         assert self.runner is not None
 

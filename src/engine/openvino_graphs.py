@@ -2,10 +2,11 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ from src.core.artifacts import (
 )
 from src.core.artifacts import fingerprint as fingerprint_of
 from src.core.errors import StaleArtifactError, UserError
+from src.core.memory import first_line, means_out_of_memory
+from src.engine.memory_limit import MemoryLimit
 
 GRAPH_REVISION = 1  # of the graphs made here; a kept conversion of another revision is made anew
 CACHE_TOKENS = 2048  # activations of a larger batch leave the cache of a core
@@ -31,7 +34,7 @@ _GRAPH = "model.xml"
 
 Inputs = Mapping[str, npt.NDArray[np.int64]]
 Floats = npt.NDArray[np.float32]
-T = TypeVar("T")
+Rows = npt.NDArray[np.int64]
 
 log = logging.getLogger(__name__)
 
@@ -109,10 +112,6 @@ def ensure_converted(name: str, fingerprint: str, folder: Path, prepare: Callabl
     return folder / _GRAPH
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _convert(model: Traceable) -> Any:
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -121,7 +120,7 @@ def _convert(model: Traceable) -> Any:
             shapes = [(name, [-1, -1], openvino.Type.i64) for name in model.inputs]
             return openvino.convert_model(model.graph.eval(), example_input=model.probe(3, 24), input=shapes)
     except Exception as error:  # whatever an architecture makes its tracer raise, torch can still run it
-        raise BackendUnavailableError(f"conversion failed: {_first_line(error)}") from error
+        raise BackendUnavailableError(f"conversion failed: {first_line(error)}") from error
 
 
 def _check(model: Traceable, graph: Any) -> None:
@@ -134,7 +133,7 @@ def _check(model: Traceable, graph: Any) -> None:
         try:
             found = compiled({name: value.numpy() for name, value in inputs.items()})
         except RuntimeError as error:
-            raise BackendUnavailableError(f"the converted graph does not run: {_first_line(error)}") from error
+            raise BackendUnavailableError(f"the converted graph does not run: {first_line(error)}") from error
         filled = inputs["attention_mask"].numpy().astype(bool)
         for number, right in enumerate(expected):
             ours = found[number]
@@ -152,44 +151,114 @@ class GraphRunner:
         graph: from :func:`ensure_converted`.
         bfloat16: multiply in bfloat16, for CPUs that do so in hardware.
         threads: cores to use.
+        what: the model, for the log.
     """
 
-    def __init__(self, graph: Path, bfloat16: bool, threads: int) -> None:
+    def __init__(self, graph: Path, bfloat16: bool, threads: int, what: str) -> None:
         properties = {
             "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
             # One stream per core: no barrier between cores inside a matrix product.
             "NUM_STREAMS": str(threads),
             "INFERENCE_NUM_THREADS": str(threads),
         }
-        compiled = openvino.Core().compile_model(graph, "CPU", properties)
-        self.inputs = tuple(port.any_name for port in compiled.inputs)
-        self.outputs = len(compiled.outputs)
-        self.requests: Any = openvino.AsyncInferQueue(compiled, threads)
+        self.compiled = openvino.Core().compile_model(graph, "CPU", properties)
+        self.inputs = tuple(port.any_name for port in self.compiled.inputs)
+        self.outputs = len(self.compiled.outputs)
+        self.threads = threads
+        self.limit = MemoryLimit(what, "cpu")
+        self.requests: Any = openvino.AsyncInferQueue(self.compiled, threads)
 
-    def run(self, batches: Iterable[tuple[T, Inputs]], store: Callable[[T, list[Floats]], None]) -> None:
-        """Run batches, drawn as they are needed.
+    def run(self, batches: Iterable[tuple[Rows, Inputs]], store: Callable[[Rows, list[Floats]], None]) -> None:
+        """Run batches, drawn as they are needed; one that memory does not hold is halved until it fits.
 
         Args:
-            batches: a label of the batch, and its inputs int64 [B, L]; what the graph takes and a batch lacks is zero.
-            store: gets the label and the outputs of a finished batch, in any order, one batch at a time; it must copy
-                what it keeps.
+            batches: int64 [B] rows of the batch, and its inputs int64 [B, L]; what the graph takes and a batch lacks
+                is zero.
+            store: gets rows and outputs of a finished batch, in any order, one batch at a time; it must copy what it
+                keeps.
 
         Raises:
-            UserError: where OpenVINO fails, for want of memory mostly.
+            DoesNotFitError: where memory does not hold a single item.
+            UserError: where OpenVINO fails for another reason.
         """
+        running: dict[int, tuple[Rows, Inputs]] = {}
+        failed: list[Exception] = []
 
-        def finished(request: Any, label: T) -> None:
-            store(label, [request.get_output_tensor(i).data for i in range(self.outputs)])
+        def finished(request: Any, number: int) -> None:
+            # An error that left this function would come back from OpenVINO as one of its own.
+            try:
+                store(running[number][0], [request.get_output_tensor(i).data for i in range(self.outputs)])
+                del running[number]
+            except Exception as error:
+                failed.append(error)
 
         self.requests.set_callback(finished)
+        pieces = self._pieces(batches)
         try:
-            for label, values in batches:
-                zeros = np.zeros_like(values["input_ids"])
-                self.requests.start_async({name: values.get(name, zeros) for name in self.inputs}, label)
-        except RuntimeError as error:
-            raise UserError(
-                f"OpenVINO failed on a batch: {_first_line(error)}. Halve the batch size in config/settings.py, "
-                'or set CPU_ENGINE = "torch".'
-            ) from error
-        finally:
+            for number, (rows, values) in enumerate(pieces):
+                running[number] = rows, values
+                self.requests.start_async(self._filled(values), number)
+                if failed:
+                    raise failed[0]
             self.requests.wait_all()
+        except RuntimeError as error:
+            self._require_memory_trouble(error)
+            self._wait()
+            self._run_smaller(list(running.values()), store, error)
+            # A queue that has failed goes on failing.
+            self.requests = openvino.AsyncInferQueue(self.compiled, self.threads)
+            self.run(pieces, store)
+        finally:
+            self._wait()
+        if failed:
+            raise failed[0]
+
+    def _pieces(self, batches: Iterable[tuple[Rows, Inputs]]) -> Iterator[tuple[Rows, Inputs]]:
+        for rows, values in batches:
+            for piece in self.limit.pieces(*values["input_ids"].shape):
+                yield rows[piece], _part(values, piece)
+
+    def _filled(self, values: Inputs) -> dict[str, npt.NDArray[np.int64]]:
+        zeros = np.zeros_like(values["input_ids"])
+        return {name: values.get(name, zeros) for name in self.inputs}
+
+    def _wait(self) -> None:
+        # What it says has been said, or will be by the batch that is still in ``running``.
+        with suppress(RuntimeError):
+            self.requests.wait_all()
+
+    def _require_memory_trouble(self, error: Exception) -> None:
+        if not means_out_of_memory(error):
+            raise UserError(
+                f'OpenVINO failed on a batch: {first_line(error)}. Set CPU_ENGINE = "torch" in config/settings.py.'
+            ) from error
+
+    def _run_smaller(
+        self, waiting: list[tuple[Rows, Inputs]], store: Callable[[Rows, list[Floats]], None], error: Exception
+    ) -> None:
+        """Run the batches that were lost, one after another, the largest of them in halves."""
+        rows, values = max(waiting, key=lambda item: item[1]["input_ids"].size)
+        items, width = values["input_ids"].shape
+        self.limit.lower(int(rows[0]), items, width, first_line(error))
+        waiting = waiting[::-1]
+        while waiting:
+            rows, values = waiting.pop()
+            items, width = values["input_ids"].shape
+            pieces = list(self.limit.pieces(items, width))
+            if len(pieces) > 1:
+                waiting.extend((rows[piece], _part(values, piece)) for piece in reversed(pieces))
+                continue
+            try:
+                request = self.compiled.create_infer_request()
+                request.infer(self._filled(values))
+            except RuntimeError as failure:
+                self._require_memory_trouble(failure)
+                self.limit.lower(int(rows[0]), items, width, first_line(failure))
+                waiting.append((rows, values))
+            else:
+                store(rows, [request.get_output_tensor(i).data for i in range(self.outputs)])
+
+
+def _part(values: Inputs, rows: slice) -> Inputs:
+    width = int(values["attention_mask"][rows].sum(axis=1).max())
+    return {name: value[rows, :width] for name, value in values.items()}

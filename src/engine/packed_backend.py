@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
+from src.core.memory import first_line, means_out_of_memory
 from src.engine.bert_forward import BertPairForward, PackedLayout, VariableLengthAttention
+from src.engine.memory_limit import MemoryLimit
 from src.engine.openvino_graphs import BackendUnavailableError
 from src.engine.pair_backends import PairBatch
 from src.engine.torch_backend import load_classifier
@@ -54,6 +56,7 @@ class PackedBackend:
         self.dtype = dtype
         self.attention = attention
         self.arithmetic = str(dtype).removeprefix("torch.")
+        self.limit = MemoryLimit("the cross-encoder", device)
         self.forward: BertPairForward | None = None
 
     def load(self) -> None:
@@ -74,26 +77,49 @@ class PackedBackend:
         try:
             found = self._logits(batch).float().cpu()
         except (RuntimeError, NotImplementedError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise BackendUnavailableError(f"variable-length attention does not run here: {reason}") from error
+            raise BackendUnavailableError(
+                f"variable-length attention does not run here: {first_line(error)}"
+            ) from error
         difference = float((found - expected).abs().max())
         if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
             raise BackendUnavailableError(f"its scores differ from the model's own by {difference:.2g}")
 
     def run(self, batches: Iterable[PairBatch], scores: npt.NDArray[np.float32]) -> None:
-        """See :class:`~src.engine.pair_backends.PairBackend`.
-
-        Raises:
-            torch.OutOfMemoryError: where a batch does not fit.
-        """
-        waiting: list[tuple[npt.NDArray[np.int64], Tensor]] = []
+        """See :class:`~src.engine.pair_backends.PairBackend`."""
+        under_way: tuple[npt.NDArray[np.int64], Tensor] | None = None
         for batch in batches:
-            waiting.append((batch.rows, self._logits(batch)))
-            # The card works on this batch while the next one is put together; copying back would wait for it.
-            if len(waiting) > 1:
-                _store(waiting.pop(0), scores)
-        for item in waiting:
-            _store(item, scores)
+            waiting = [batch]
+            while waiting:
+                part = waiting.pop()
+                pieces = list(self.limit.pieces(*part.ids.shape))
+                if len(pieces) > 1:
+                    waiting.extend(part.part(rows) for rows in reversed(pieces))
+                    continue
+                logits = self._logits_or_none(part)
+                # The card works on this part while the next one is put together; copying back would wait for it.
+                if under_way is not None:
+                    _store(under_way, scores)
+                    under_way = None
+                if logits is None:
+                    waiting.append(part)
+                else:
+                    under_way = part.rows, logits
+        if under_way is not None:
+            _store(under_way, scores)
+
+    def _logits_or_none(self, batch: PairBatch) -> Tensor | None:
+        """Logits of a batch; where memory runs out, nothing, and the limit is lower."""
+        try:
+            return self._logits(batch)
+        except (MemoryError, RuntimeError) as error:
+            if not means_out_of_memory(error):
+                raise
+            reason = first_line(error)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        pairs, width = batch.ids.shape
+        self.limit.lower(int(batch.rows[0]), pairs, width, reason)
+        return None
 
     def _logits(self, batch: PairBatch) -> Tensor:
         assert self.forward is not None

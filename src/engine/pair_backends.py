@@ -30,6 +30,12 @@ class PairBatch:
         types = {} if self.types is None else {"token_type_ids": self.types}
         return {"input_ids": self.ids, "attention_mask": self.mask, **types}
 
+    def part(self, rows: slice) -> "PairBatch":
+        """Some of its pairs, with no more padding than they need."""
+        width = int(self.mask[rows].sum(axis=1).max())
+        types = None if self.types is None else self.types[rows, :width]
+        return PairBatch(self.rows[rows], self.ids[rows, :width], self.mask[rows, :width], types)
+
 
 class PairBackend(Protocol):
     """Runs a sequence classifier with one output.
@@ -57,5 +63,9 @@ class PairBackend(Protocol):
         ...
 
     def run(self, batches: Iterable[PairBatch], scores: npt.NDArray[np.float32]) -> None:
-        """Write the logit of each pair into ``scores`` at the batch's rows; batches are drawn as they are needed."""
+        """Write the logit of each pair into ``scores`` at the batch's rows; batches are drawn as they are needed.
+
+        Raises:
+            DoesNotFitError: where memory does not hold a single pair; a larger batch is halved until it fits.
+        """
         ...

@@ -15,6 +15,7 @@ from src.core.errors import UserError
 from src.engine.batches import token_budget_batches
 from src.engine.devices import CpuEngine, Precision, every_device, explain_loading
 from src.engine.library_scorer import LibraryScorer
+from src.engine.memory_limit import DoesNotFitError
 from src.engine.openvino_backend import OpenVinoBackend
 from src.engine.openvino_graphs import BackendUnavailableError
 from src.engine.packed_backend import PackedBackend
@@ -27,6 +28,23 @@ Pairs = npt.NDArray[np.int32]
 Scores = npt.NDArray[np.float32]
 
 log = logging.getLogger(__name__)
+
+
+class PairTooLargeError(UserError):
+    """Memory does not hold a single pair.
+
+    Attributes:
+        question, passage: its rows in the two tables.
+        tokens: its length.
+        device: whose memory it is.
+    """
+
+    def __init__(self, question: int, passage: int, tokens: int, device: str) -> None:
+        super().__init__(f"question {question} and passage {passage}: a pair of {tokens} tokens does not fit {device}")
+        self.question = question
+        self.passage = passage
+        self.tokens = tokens
+        self.device = device
 
 
 class PairScorer(Protocol):
@@ -180,7 +198,8 @@ class CrossEncoderScorer:
             float32 [P]: raw logits, which keep order where a sigmoid would saturate.
 
         Raises:
-            UserError: where memory runs out, a question is too long, or a score is not finite.
+            PairTooLargeError: where memory does not hold a single pair.
+            UserError: where a question is too long, or a score is not finite.
         """
         if not len(pairs):
             return np.zeros(0, dtype=np.float32)
@@ -195,7 +214,12 @@ class CrossEncoderScorer:
         lengths = self.template.pair_lengths(question_lengths, passages.lengths[pairs[:, 1]], limits)
         scores = np.full(len(pairs), np.nan, dtype=np.float32)
         batches = token_budget_batches(lengths, *self._bounds())
-        self.backend.run((self._batch(questions, passages, pairs, limits, lengths, rows) for rows in batches), scores)
+        joined = (self._batch(questions, passages, pairs, limits, lengths, rows) for rows in batches)
+        try:
+            self.backend.run(joined, scores)
+        except DoesNotFitError as error:
+            question, passage = pairs[error.row].tolist()
+            raise PairTooLargeError(question, passage, error.tokens, error.device) from error
         if not np.isfinite(scores).all():
             raise UserError("the cross-encoder returned a score that is not finite. The model's files may be damaged.")
         return scores

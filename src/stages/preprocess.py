@@ -3,6 +3,7 @@
 import csv
 import difflib
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from src.core.errors import UserError
 from src.core.text import count_by_language, normalize
 from src.core.types import Chunks, Corpus, Qrels, Queries
 
+# What Excel and LibreOffice take for a formula at the beginning of a cell (OWASP, "CSV Injection").
+_FORMULA = re.compile(r"[=+@\t\r]|-(?!\d+$)")
 _NOT_A_TEXT = frozenset({"", "nan", "NaN"})
 
 
@@ -73,6 +76,8 @@ def read_table(path: Path, columns: Mapping[str, str], optional: Sequence[str] =
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "")
     try:
         frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, na_filter=False, skipinitialspace=True)
+        # pandas renames a repeated column ("title.1"), so the header itself is looked at.
+        header = Counter(name.strip() for name in next(csv.reader(io.StringIO(text)), []))
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
         raise UserError(
             f"{path}: cannot be read as CSV: {str(error).strip()}. Check quotes and commas there."
@@ -81,8 +86,6 @@ def read_table(path: Path, columns: Mapping[str, str], optional: Sequence[str] =
         raise UserError(f"{path}: rows have more fields than the header. Quote the fields that hold commas.")
     found = [str(name).strip() for name in frame.columns]
     frame.columns = pd.Index(found)
-    # pandas renames a repeated column ("title.1"), so the header itself is looked at.
-    header = Counter(name.strip() for name in next(csv.reader(io.StringIO(text))))
     for name in columns.values():
         if header[name] > 1:
             raise UserError(f"{path}: column {name!r} occurs {header[name]} times in the header. Rename the others.")
@@ -106,6 +109,11 @@ def _check_ids(path: Path, ids: Sequence[str], column: str) -> None:
     for row, value in enumerate(ids, start=1):
         if not value:
             raise UserError(f"{path}, row {row}: empty id in column {column!r}. Give every row an id.")
+        if _FORMULA.match(value):
+            raise UserError(
+                f"{path}, row {row}: a spreadsheet would run the id {value[:80]!r} in column {column!r} as a formula. "
+                "Give it another beginning than = + - @; negative whole numbers are fine."
+            )
         if value in first:
             raise UserError(
                 f"{path}, row {row}: id {value!r} in column {column!r} stands already in row {first[value]}. "
@@ -124,7 +132,8 @@ def read_corpus(path: Path, columns: Mapping[str, str]) -> Corpus:
         The corpus, sorted by id. Missing titles and texts are ``""``.
 
     Raises:
-        UserError: see :func:`read_table`; also empty or repeated ids, and a corpus without any text.
+        UserError: see :func:`read_table`; also empty or repeated ids, ids that a spreadsheet would run as a formula,
+            and a corpus without any text.
     """
     table = read_table(path, columns)
     ids = [value.strip() for value in table["id"]]
@@ -151,7 +160,8 @@ def read_queries(path: Path, columns: Mapping[str, str]) -> Queries:
         columns: ``id`` and ``query`` -> column names of the file.
 
     Raises:
-        UserError: see :func:`read_table`; also empty or repeated ids, and an empty question.
+        UserError: see :func:`read_table`; also empty or repeated ids, ids that a spreadsheet would run as a formula,
+            and an empty question.
     """
     table = read_table(path, columns)
     ids = [value.strip() for value in table["id"]]

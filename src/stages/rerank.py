@@ -1,15 +1,15 @@
 """Rerank: a cross-encoder reads question and passage together; its scores are blended with stage one's."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from src.core.errors import UserError
+from src.core.pace import Pace
 from src.core.pair_scores import Hashes, PairScores, hash_texts
 from src.core.types import PAD, Chunks, Corpus, Floats, Progress, Queries, Rows, Run, passage_text, ranked
-from src.engine.pair_scorer import PairScorer
+from src.engine.pair_scorer import PairScorer, PairTooLargeError
 from src.engine.tokens import TokenTable
 
 
@@ -104,7 +104,8 @@ class CandidateScorer:
         scorer: the cross-encoder.
         passages: what it reads of each candidate; a document scores as its best passage (MaxP).
         kept: scores of earlier runs; pairs found there are not scored again, and new ones are saved there as the run
-            goes on, so that an interrupted run loses at most the last ``save_seconds``.
+            goes on, so that an interrupted run loses little more than a block.
+        save_seconds: least time between two saves.
         block: questions per block; within one, pairs are sorted by length across questions. It paces the progress
             bar and bounds memory; scores do not depend on it.
     """
@@ -115,13 +116,14 @@ class CandidateScorer:
         passages: PassageTexts,
         kept: PairScores | None = None,
         block: int = 16,
-        save_seconds: float = 30.0,
+        save_seconds: float = 1.0,
     ) -> None:
         self.scorer = scorer
         self.passages = passages
         self.kept = kept
         self.block = block
         self.save_seconds = save_seconds
+        self.query_ids: tuple[str, ...] = ()
         self.reused = 0
         self.scored = 0
 
@@ -150,19 +152,20 @@ class CandidateScorer:
     ) -> Floats:
         """The cross-encoder's own score of each candidate, float32 [Q, K]; equal questions are scored once."""
         questions, passages = tables or self.tokenize(queries)
+        self.query_ids = queries.query_ids
         hashes = (hash_texts(queries.texts), hash_texts(self.passages.texts)) if self.kept is not None else None
         scores = np.zeros(candidates.doc_rows.shape, dtype=np.float32)
         groups = _equal_rows(queries.texts, candidates)
-        saved = time.monotonic()
+        pace = Pace(self.save_seconds)
         try:
             for start in range(0, len(groups), self.block):
                 part = groups[start : start + self.block]
                 best = self._score_block(questions, passages, [group[0] for group in part], hashes)
                 for values, group in zip(best, part, strict=True):
                     scores[group] = values
-                if self.kept is not None and time.monotonic() - saved > self.save_seconds:
-                    self.kept.save()
-                    saved = time.monotonic()
+                if self.kept is not None and pace.due:
+                    with pace.saving():
+                        self.kept.save()
                 if progress is not None:
                     progress(sum(len(group) for group in part))
         finally:
@@ -196,15 +199,26 @@ class CandidateScorer:
     ) -> Floats:
         if self.kept is None or hashes is None:
             self.scored += len(pairs)
-            return self.scorer.score(questions, passages, pairs)
+            return self._score_missing(questions, passages, pairs)
         question_keys, passage_keys = hashes[0][pairs[:, 0]], hashes[1][pairs[:, 1]]
         scores = self.kept.lookup(question_keys, passage_keys)
         missing = np.isnan(scores)
-        scores[missing] = self.scorer.score(questions, passages, pairs[missing])
+        scores[missing] = self._score_missing(questions, passages, pairs[missing])
         self.kept.add(question_keys[missing], passage_keys[missing], scores[missing])
         self.reused += int((~missing).sum())
         self.scored += int(missing.sum())
         return scores
+
+    def _score_missing(self, questions: TokenTable, passages: TokenTable, pairs: Rows) -> Floats:
+        try:
+            return self.scorer.score(questions, passages, pairs)
+        except PairTooLargeError as error:
+            raise UserError(
+                f"question {self.query_ids[error.question]!r} with the passage "
+                f"{self.passages.texts[error.passage][:60]!r}: this one pair of {error.tokens} tokens does not fit "
+                f"into the memory of {error.device}. Free some, lower RERANKER_MAX_LENGTH, or name a smaller "
+                "CROSS_ENCODER_MODEL."
+            ) from error
 
 
 def _equal_rows(texts: Sequence[str], candidates: Run) -> list[list[int]]:

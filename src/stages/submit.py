@@ -3,8 +3,9 @@
 import csv
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -75,16 +76,7 @@ def read_submission(path: Path, name: str, queries: Queries, corpus: Corpus) -> 
     row_of_query = {query_id: row for row, query_id in enumerate(queries.query_ids)}
     lists: dict[int, list[int]] = {}
     with path.open(encoding="utf-8-sig", newline="") as handle:
-        table = csv.reader(handle)
-        header = next(table, [])
-        if tuple(header) != HEADER:
-            raise UserError(f"{path}: header {','.join(header)!r}, expected {','.join(HEADER)!r}.")
-        for number, row in enumerate(table, start=1):
-            try:
-                query_id, cell = row
-                found = [str(item) for item in json.loads(cell)]
-            except (ValueError, TypeError) as error:
-                raise UserError(f"{path}, row {number}: {row!r} is not an id and a list of ids.") from error
+        for number, query_id, found in _rows(path, handle):
             unknown = [doc_id for doc_id in found if doc_id not in corpus.row_of]
             if query_id not in row_of_query or unknown:
                 what = f"document {unknown[0]!r}" if unknown else f"question {query_id!r}"
@@ -94,7 +86,9 @@ def read_submission(path: Path, name: str, queries: Queries, corpus: Corpus) -> 
                     "compared."
                 )
             if len(set(found)) != len(found):
-                raise UserError(f"{path}, row {number}: a document stands twice in {cell}.")
+                raise UserError(f"{path}, row {number}: a document stands twice in the list of {query_id!r}.")
+            if row_of_query[query_id] in lists:
+                raise UserError(f"{path}, row {number}: question {query_id!r} stands there twice. Remove one row.")
             lists[row_of_query[query_id]] = [corpus.row_of[doc_id] for doc_id in found]
     depth = max((len(found) for found in lists.values()), default=1) or 1
     rows = np.full((len(queries), depth), PAD, dtype=np.int32)
@@ -103,6 +97,28 @@ def read_submission(path: Path, name: str, queries: Queries, corpus: Corpus) -> 
         rows[i, : len(docs)] = docs
         scores[i, : len(docs)] = -np.arange(len(docs), dtype=np.float32)
     return Run(name, queries.query_ids, rows, scores, corpus.fingerprint)
+
+
+def _rows(path: Path, handle: TextIO) -> Iterator[tuple[int, str, list[str]]]:
+    """Number, question id and document ids of each row of a submission."""
+    number = 0
+    try:
+        table = csv.reader(handle)
+        header = next(table, [])
+        if tuple(header) != HEADER:
+            raise UserError(f"{path}: header {','.join(header)[:80]!r}, expected {','.join(HEADER)!r}.")
+        for number, row in enumerate(table, start=1):
+            query_id, cell = row
+            found = json.loads(cell)
+            if not isinstance(found, list) or not all(type(item) in (str, int) for item in found):
+                raise ValueError("not a list of ids")
+            yield number, query_id, [str(item) for item in found]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from error
+    except (ValueError, csv.Error, RecursionError) as error:
+        raise UserError(
+            f'{path}, row {number}: not an id and a list of ids, such as q1,"[935, 687]" ({str(error)[:80]}).'
+        ) from error
 
 
 def _check(written: Path, path: Path, query_ids: Sequence[str], lists: Sequence[Sequence[str]], corpus: Corpus) -> None:

@@ -49,6 +49,19 @@ def test_a_damaged_file_costs_only_its_pairs(tmp_path: Path, caplog: pytest.LogC
     assert "its pairs are scored again" in caplog.text
 
 
+def test_a_flipped_byte_is_never_a_score(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept = PairScores(tmp_path)
+    kept.add(Q, P, np.array([1.5, -2.0, 3.25], np.float32))
+    kept.save()
+    path = next(tmp_path.glob("*.parquet"))
+    data = path.read_bytes()
+    for place in range(0, len(data), 7):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 8]) + data[place + 1 :])
+        assert len(PairScores(tmp_path)) == 0
+        assert not path.exists()
+    assert "its bytes are not those that were written" in caplog.text
+
+
 def test_many_small_files_become_one(tmp_path: Path) -> None:
     kept = PairScores(tmp_path)
     texts = hash_texts(map(str, range(70)))
@@ -56,7 +69,8 @@ def test_many_small_files_become_one(tmp_path: Path) -> None:
         kept.add(texts[i : i + 1], texts[i : i + 1], np.array([i], np.float32))
         kept.save()
     assert PairScores(tmp_path).lookup(texts, texts).tolist() == list(range(70))
-    assert len(list(tmp_path.glob("*.parquet"))) == 1
+    # The 65th file made one of all; five more came after it.
+    assert len(list(tmp_path.glob("*.parquet"))) == 6
     assert PairScores(tmp_path).lookup(texts, texts).tolist() == list(range(70))
 
 

@@ -64,6 +64,20 @@ def test_several_devices_give_the_same_scores(cross_encoder: Path) -> None:
     np.testing.assert_allclose(scores_of(CrossEncoderScorer(cross_encoder, split, 2, 64)), expected, atol=1e-6)
 
 
+def test_a_batch_that_does_not_fit_is_halved(xlmr_cross_encoder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = scores_of(CrossEncoderScorer(xlmr_cross_encoder, packed(xlmr_cross_encoder), 32, 64))
+
+    def small(query: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        if len(query) > 150:
+            raise torch.OutOfMemoryError("out of memory")
+        return segments_attention(query, *rest)  # type: ignore[arg-type]
+
+    backend = PackedBackend(xlmr_cross_encoder, "cpu", torch.float32, small)
+    found = scores_of(CrossEncoderScorer(xlmr_cross_encoder, backend, 32, 64))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert "ran out of memory on cpu with 12 x " in caplog.text
+
+
 class Broken(TorchBackend):
     def run(self, batches: Iterable[PairBatch], scores: np.ndarray) -> None:
         raise torch.OutOfMemoryError("no room")

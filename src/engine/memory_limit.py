@@ -1,0 +1,59 @@
+"""Running out of memory is no failure: the batch is halved, and its size remembered."""
+
+import logging
+from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
+
+
+class DoesNotFitError(Exception):
+    """Memory does not hold a single item.
+
+    Attributes:
+        row: where its result belongs.
+        tokens: its length.
+        device: whose memory it is.
+    """
+
+    def __init__(self, row: int, tokens: int, device: str) -> None:
+        super().__init__(f"an item of {tokens} tokens does not fit into the memory of {device}")
+        self.row = row
+        self.tokens = tokens
+        self.device = device
+
+
+class MemoryLimit:
+    """The largest batch that may run, in tokens with padding; lowered whenever memory does not hold one.
+
+    Args:
+        what: the model, for the log.
+        device: whose memory it is, for the log.
+    """
+
+    def __init__(self, what: str, device: str) -> None:
+        self.what = what
+        self.device = device
+        self.tokens: int | None = None
+
+    def pieces(self, items: int, width: int) -> Iterator[slice]:
+        """Cut a batch of ``items`` rows of ``width`` tokens into parts that keep to the limit, of one row at least."""
+        size = items if self.tokens is None else max(1, min(items, self.tokens // max(1, width)))
+        for start in range(0, items, size):
+            yield slice(start, start + size)
+
+    def lower(self, row: int, items: int, width: int, reason: str) -> None:
+        """A batch did not fit: halve the limit, and say so.
+
+        Args:
+            row: of the first item, for the error.
+
+        Raises:
+            DoesNotFitError: where it was a single item.
+        """
+        if items == 1:
+            raise DoesNotFitError(row, width, self.device)
+        self.tokens = (items // 2) * width
+        log.warning(
+            "WARNING: %s ran out of memory on %s with %d x %d tokens (%s): %d at a time from now on.",
+            self.what, self.device, items, width, reason[:100], items // 2,
+        )  # fmt: skip
