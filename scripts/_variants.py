@@ -79,7 +79,7 @@ def load_variants(settings: Settings, data: DataFolder, every_query: Queries, qu
     variants = replace(found.head(len(queries)), file_sha256=file_sha256(path))
     reads = "the question" if settings.reranker_query == "original" else f"all wordings ({settings.reranker_query})"
     log.info(
-        "Query variants: %s, weight %g against 1 for the question. The reranker reads %s. File: %s",
+        "Query variants: %s. Weight %g against 1 for the question. The reranker reads %s. File: %s",
         variants.describe(len(queries)), settings.query_variant_weight, reads, path,
     )  # fmt: skip
     return variants

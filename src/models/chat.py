@@ -90,7 +90,8 @@ class ChatClient:
             raise UserError(f"LLM_URL = {server.url!r} is no URL ({error}). Give one such as {EXAMPLE_URL}") from error
         # Proxies of the environment are for other machines, not for a server on this one.
         far = host not in _LOOPBACK
-        self._http = httpx2.Client(headers=headers, timeout=server.timeout, trust_env=far)
+        limits = httpx2.Limits(max_connections=server.concurrency)
+        self._http = httpx2.Client(headers=headers, timeout=server.timeout, limits=limits, trust_env=far)
 
     def ask(self, messages: Messages) -> str:
         """The text of one answer.

@@ -50,7 +50,9 @@ _SAME_SOUND = str.maketrans({"щ": "ш", "ы": "и", "й": "и", "э": "е", "ё
 # Endings that one Latin spelling stands for and that the stem drops: "kartoj" is "картой".
 _ENDINGS = re.compile(r"(?<=[оеиа])и$")
 
-SHORT_WORD = 3  # words up to here are changed only beside a longer one: too many of them mean something else
+# Letters: shorter words are changed only beside one that is so long, as too many of them mean something else.
+SURE_BY_LAYOUT = 3
+SURE_BY_SOUND = 4
 SHORTEST_CORRECTED = 5
 TWO_SLIPS = 8  # letters from which a word may have two slips
 
@@ -190,7 +192,7 @@ def switch_layout(text: str, vocabulary: Vocabulary) -> str:
     tokens = _TOKEN.findall(text)
     readings = [None if vocabulary.knows_any(token) else _other_layout(token, vocabulary.knows) for token in tokens]
     unknown = [bool(words(token)) and not vocabulary.knows_any(token) for token in tokens]
-    if not any(reading and _letters(reading) > SHORT_WORD - 1 for reading in readings):
+    if not any(reading and _letters(reading) >= SURE_BY_LAYOUT for reading in readings):
         return text
     explained = sum(reading is not None for reading in readings)
     if explained > 1 and 2 * explained >= sum(unknown):
@@ -243,7 +245,7 @@ def undo_transliteration(text: str, vocabulary: Vocabulary) -> str:
 
     unknown = [word for word in words(text) if script_of(word) == "latin" and not vocabulary.knows(word)]
     explained = [word for word in unknown if russian(word)]
-    clear = any(len(word) > SHORT_WORD for word in explained) and 2 * len(explained) >= len(unknown)
+    clear = any(len(word) >= SURE_BY_SOUND for word in explained) and 2 * len(explained) >= len(unknown)
     return _by_words(text, russian) if clear else text
 
 

@@ -43,6 +43,11 @@ def test_contract_defaults() -> None:
         ("BM25_B = ", "BM25_B = 1 + ", "BM25_B = 1."),
         ('"unit": "document", "weight"', '"unit": "document", "wieght"', "Did you mean weight?"),
         ('"unit": "document"', '"unit": "page"', "ENCODERS[0]['unit'] = 'page' is not valid"),
+        ('QUERY_VARIANTS = "auto"', "QUERY_VARIANTS = True", "QUERY_VARIANTS = True is not valid"),
+        ("QUERY_VARIANT_WEIGHT = 0.7", "QUERY_VARIANT_WEIGHT = 0", "QUERY_VARIANT_WEIGHT = 0.0 is not valid"),
+        ('RERANKER_QUERY = "original"', 'RERANKER_QUERY = "best"', "RERANKER_QUERY = 'best' is not valid"),
+        ('LLM_URL = "http://', 'LLM_URL = "http://name:key@', "LLM_URL = 'http://name:key@127"),
+        ("LLM_TIMEOUT_SECONDS = 120", "LLM_TIMEOUT_SECONDS = -1", "LLM_TIMEOUT_SECONDS = -1.0 is not valid"),
         ("CHUNK_OVERLAP_TOKENS = ", "CHUNK_OVERLAP_TOKENS = 500 + ", "must be below CHUNK_TOKENS"),
     ],
 )  # fmt: skip

@@ -51,7 +51,7 @@ def test_variants_equal_to_the_question_change_nothing(project: Project, method:
     write(project.data / "processed" / f"query_variants{suffix}", same)
     lines = project.run("03_run_search", "--no-rerank", settings=settings)
     line = starting(lines, "Query variants: ")
-    assert "0 variants of 0 of 4 questions; left out: 4 empty cells, 4 repeated variants, weight 0.7" in line
+    assert "0 variants of 0 of 4 questions; left out: 4 empty cells, 4 repeated variants. Weight 0.7" in line
     assert runs(project) == before
     assert project.output.read_bytes() == submission
 
@@ -63,7 +63,7 @@ def test_variants_are_searched_fused_and_recorded(project: Project) -> None:
     write(path, {"q4": ["вклад", "ставка вклада"], "q9": ["x"], "q1": []})
     lines = project.run("03_run_search", "--no-rerank")
     line = starting(lines, "Query variants: 2 variants of 1 of 4 questions; left out: 1 rows of questions")
-    assert line.endswith(f"weight 0.7 against 1 for the question. The reranker reads the question. File: {path}")
+    assert line.endswith(f"Weight 0.7 against 1 for the question. The reranker reads the question. File: {path}")
     assert lines.index(line) < lines.index(starting(lines, "Corpus: "))
     after = runs(project)
     # "airport lounge" alone finds one page by its words; its variants bring the page about deposits.
