@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import _bench
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+import _bench
 from _cli import PROJECT_ROOT, main, positive_integer, set_up_threads
 from config import Settings
 from src.core.artifacts import atomic_path, fingerprint, write_json

@@ -3,12 +3,12 @@ import random
 from pathlib import Path
 from typing import Any
 
-import _bench
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import PROJECT, bert_tokenizer, load_script
 
+import _bench
 import bench_quality
 from config import Settings
 from src.core.errors import UserError
