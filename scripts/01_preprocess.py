@@ -25,6 +25,7 @@ from src.core.data_lock import data_lock
 from src.core.errors import StaleArtifactError
 from src.core.storage import save_corpus, save_questions
 from src.core.types import Chunks, Corpus
+from src.engine.devices import explain_loading
 from src.indexing import EncoderPlan
 from src.insight.progress import progress_bar
 from src.models.resolve import ModelResolver
@@ -38,7 +39,9 @@ def _prepare(inputs: Inputs, settings: Settings, encoders: tuple[EncoderPlan, ..
     corpus = read_corpus(inputs.corpus, settings.corpus_columns.model_dump())
     # Questions and labels are read before anything is written: one bad row there must not leave half a preparation.
     queries, qrels = load_queries(inputs, settings, corpus)
-    tokenizer = AutoTokenizer.from_pretrained(chunk_tokenizer_directory(encoders, resolver), local_files_only=True)
+    directory = chunk_tokenizer_directory(encoders, resolver)
+    with explain_loading("ENCODERS", directory):
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     with progress_bar("Cutting documents into chunks", len(corpus)) as progress:
         chunks = chunk_corpus(corpus, tokenizer, settings.chunk_tokens, settings.chunk_overlap_tokens, progress)
     identity = corpus_identity(inputs, settings, encoders)

@@ -64,6 +64,11 @@ class SentenceEncoder:
             self.model = SentenceTransformer(
                 str(directory), device=device, trust_remote_code=False, local_files_only=True
             )
+        if self.tokenizer.pad_token_id is None:
+            raise UserError(
+                f"ENCODERS: the tokenizer in {directory} has no padding token. Set pad_token in its "
+                "tokenizer_config.json, or name another model."
+            )
         if max_tokens is not None:
             self.model.max_seq_length = min(max_tokens, self.model.max_seq_length or max_tokens)
         prompts = self.model.prompts or {}
