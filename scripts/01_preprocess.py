@@ -26,6 +26,7 @@ from src.core.data_lock import data_lock
 from src.core.errors import StaleArtifactError
 from src.core.storage import save_corpus, save_questions
 from src.core.types import Chunks, Corpus
+from src.engine.devices import explain_loading
 from src.indexing import EncoderPlan
 from src.insight.progress import progress_bar
 from src.models.resolve import ModelResolver
@@ -42,7 +43,9 @@ def _prepare(inputs: Inputs, settings: Settings, encoders: tuple[EncoderPlan, ..
     queries, qrels = load_queries(inputs, settings, corpus)
     cutting, tokenizer = chunking(settings), None
     if cutting.unit == "tokens":
-        tokenizer = AutoTokenizer.from_pretrained(chunk_tokenizer_directory(encoders, resolver), local_files_only=True)
+        directory = chunk_tokenizer_directory(encoders, resolver)
+        with explain_loading("ENCODERS", directory):
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     with progress_bar("Cutting documents into chunks", len(corpus)) as progress:
         chunks = chunk_corpus(corpus, cutting, tokenizer, progress)
     identity = corpus_identity(inputs, settings, encoders)

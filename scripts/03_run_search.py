@@ -95,6 +95,10 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     add_search_flags(parser, settings)
     add_safety_flags(parser)
     flags = parser.parse_args(arguments)
+    if flags.output.is_dir():
+        raise UserError(
+            f"--output {flags.output}: a folder; the path of a file is needed, such as {settings.output_file}."
+        )
     set_up_threads(settings.cpu_threads)
     remove_dead_temporaries(flags.output)
     with data_lock(flags.data_dir.resolve(), flags.wait), full_check(flags.verify):

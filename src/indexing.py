@@ -200,10 +200,14 @@ def build_indices(
         else:
             parts = VectorParts(data.parts(encoder.name), *identity, fresh=fresh)
             model = load_encoder(encoder, plan)
-            if wants_tokens:
-                vectors = _encode_with_tokens(model, units, plan, bars, tokens, identity, parts)
-            else:
-                vectors = _encode_units(model, encoder, units, plan, bars, known, parts)
+            try:
+                if wants_tokens:
+                    vectors = _encode_with_tokens(model, units, plan, bars, tokens, identity, parts)
+                else:
+                    vectors = _encode_units(model, encoder, units, plan, bars, known, parts)
+            finally:
+                if not len(parts):
+                    parts.drop()
             save_vectors(folder, vectors, *identity, extra={"model": encoder.model.record()})
             parts.drop()
         # Those of a kept embedding too: a run that goes on after a kill then encodes what the first would have encoded.

@@ -73,6 +73,11 @@ class SentenceEncoder:
         if pooling is not None:
             _set_pooling(self.model, pooling, directory)
             fingerprint = f"{pooling}-{fingerprint}"
+        if self.tokenizer.pad_token_id is None:
+            raise UserError(
+                f"ENCODERS: the tokenizer in {directory} has no padding token. Set pad_token in its "
+                "tokenizer_config.json, or name another model."
+            )
         if max_tokens is not None:
             self.model.max_seq_length = min(max_tokens, self.model.max_seq_length or max_tokens)
         prompts = self.model.prompts or {}

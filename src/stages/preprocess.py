@@ -33,6 +33,12 @@ def decode(path: Path) -> str:
         raise UserError(f"{path}: the file is empty (0 rows); a header line and at least one row are expected.")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{path}: the file is UTF-16; UTF-8 or Windows-1251 is expected. Save it as UTF-8.")
+    # UTF-16 without a BOM would decode as UTF-8, with a NUL beside every Latin letter.
+    if data.count(0) > len(data) // 8:
+        raise UserError(
+            f"{path}: {data.count(0)} of its {len(data)} bytes are NUL: it is UTF-16, or no text at all; UTF-8 or "
+            "Windows-1251 is expected. Save it as UTF-8."
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as utf8_error:
