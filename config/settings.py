@@ -7,7 +7,7 @@ Relative paths are relative to the project folder. A copy of these values is kep
 ENABLE_CROSS_ENCODER_RERANKING = True  # False: stage one alone. Both runs stay in data/runs for comparison.
 CROSS_ENCODER_MODEL = "cross-encoder/ms-marco-MiniLM-L-12-v2"  # hub name, directory, or embedded:NAME
 RERANKER_CANDIDATE_K = 100  # documents per question that the cross-encoder reads
-RERANKER_BATCH_SIZE = 32  # pairs per forward pass; halve it when memory runs out
+RERANKER_BATCH_SIZE = 32  # pairs per forward pass; halved by itself where memory runs out
 TOP_K = 5  # documents per question in the submission
 DEVICE = "auto"  # auto, cpu, cuda, cuda:1, mps
 CPU_THREADS = 0  # 0: one per core

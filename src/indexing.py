@@ -1,6 +1,7 @@
 """Building the indices, and telling whether those on disk are the ones that a run needs."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -146,6 +147,12 @@ def indices_current(data: DataFolder, corpus: Corpus, chunks: Chunks, plan: Inde
         _is_current(data.index(f"bm25-{unit}"), "bm25", bm25_identity(plan, unit, units_of(corpus, chunks, unit)))
         for unit in plan.bm25_units
     )
+
+
+def drop_unfinished(data: DataFolder, plan: IndexPlan) -> None:
+    """Remove blocks of embeddings that have since become complete (those of a build with ``fresh`` that was stopped)."""
+    for encoder in plan.encoders:
+        shutil.rmtree(data.parts(encoder.name), ignore_errors=True)
 
 
 def build_indices(
