@@ -150,7 +150,7 @@ def indices_current(data: DataFolder, corpus: Corpus, chunks: Chunks, plan: Inde
 
 
 def drop_unfinished(data: DataFolder, plan: IndexPlan) -> None:
-    """Remove blocks of embeddings that have since become complete (those of a build with ``fresh`` that was stopped)."""
+    """Remove the blocks of a build with ``fresh`` that was stopped; the complete embeddings stand."""
     for encoder in plan.encoders:
         shutil.rmtree(data.parts(encoder.name), ignore_errors=True)
 
