@@ -11,7 +11,7 @@ from config import Settings
 from src.core.artifacts import full_check
 from src.core.data_lock import data_lock
 from src.engine.devices import pick_device
-from src.indexing import build_indices, indices_current
+from src.indexing import build_indices, drop_unfinished, indices_current
 from src.insight.progress import progress_bar
 
 log = logging.getLogger("search")
@@ -35,6 +35,7 @@ def _run(settings: Settings, flags: Namespace) -> None:
     corpus, chunks = prepared_corpus(inputs, settings, encoders)
     plan = index_plan(settings, encoders, pick_device(settings.device))
     if not flags.fresh and indices_current(inputs.data, corpus, chunks, plan):
+        drop_unfinished(inputs.data, plan)
         log.info("Indices: up to date.")
         return
     log.info("Building indices over %d documents and %d chunks on %s", len(corpus), len(chunks), plan.device)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from src.core.artifacts import read_manifest
+from src.core.artifacts import check_files, full_check, read_manifest
 from src.core.errors import UserError
 from src.core.storage import load_run
 from src.core.types import Corpus, Queries, Run
@@ -30,6 +30,8 @@ def read_run(path: Path, corpus: Corpus, queries: Queries) -> tuple[Run, list[st
         UserError: where it was made over another corpus or other questions; both fingerprints are named.
     """
     manifest = read_manifest(path.with_name(f"{path.stem}.manifest.json"), SEARCH_COMMAND)
+    with full_check():  # runs are small
+        check_files(path.parent, manifest, SEARCH_COMMAND)
     wanted = {"corpus": corpus.fingerprint, "questions": queries.fingerprint}
     found = {"corpus": manifest.inputs.get("corpus"), "questions": manifest.extra.get("questions")}
     for what, fingerprint in wanted.items():

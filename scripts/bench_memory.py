@@ -74,7 +74,7 @@ def _peak(script: str, arguments: Sequence[str], changes: dict[str, object]) -> 
     return int(lines[0].split()[1]) * unit / 1e9
 
 
-def run(settings: Settings, arguments: Sequence[str]) -> None:
+def run(_settings: Settings, arguments: Sequence[str]) -> None:
     """Measure, print a table, and save the figures."""
     flags = _parser().parse_args(arguments)
     changes: dict[str, object] = {

@@ -1,6 +1,7 @@
 """Building the indices, and telling whether those on disk are the ones that a run needs."""
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -175,6 +176,12 @@ def indices_current(data: DataFolder, corpus: Corpus, chunks: Chunks, plan: Inde
     return all(reason is None for _, reason in index_status(data, corpus, chunks, plan))
 
 
+def drop_unfinished(data: DataFolder, plan: IndexPlan) -> None:
+    """Remove the blocks of a build with ``fresh`` that was stopped; the complete embeddings stand."""
+    for encoder in plan.encoders:
+        shutil.rmtree(data.parts(encoder.name), ignore_errors=True)
+
+
 def build_indices(
     data: DataFolder, corpus: Corpus, chunks: Chunks, plan: IndexPlan, bars: Bars, fresh: bool = False
 ) -> None:
@@ -186,16 +193,19 @@ def build_indices(
         bars: makes a progress bar.
         fresh: make everything anew, whatever is there.
     """
-    vectors_of_text: dict[tuple[str, str | None], dict[str, Floats]] = {}
+    vectors_of_text: dict[tuple[str, str | None, str | None], dict[str, Floats]] = {}
     # The one that gives token vectors needs every text of its own; others take over what it has encoded.
     for encoder in sorted(plan.encoders, key=lambda encoder: encoder != plan.late_encoder):
         units = units_of(corpus, chunks, encoder.unit)
         identity = embedding_identity(plan, encoder, units)
         folder, tokens = data.embeddings(encoder.name), data.tokens(encoder.name)
         wants_tokens = encoder == plan.late_encoder and (fresh or not _tokens_current(tokens, identity, plan))
-        known = vectors_of_text.setdefault((encoder.model.fingerprint, encoder.document_prefix), {})
+        how = (encoder.model.fingerprint, encoder.document_prefix, encoder.pooling)
+        known = vectors_of_text.setdefault(how, {})
         if not fresh and _is_current(folder, "embeddings", identity) and not wants_tokens:
             log.info("Embeddings %s: up to date, kept", encoder.name)
+            # A kill between the last two steps of its making leaves its blocks behind.
+            shutil.rmtree(data.parts(encoder.name), ignore_errors=True)
             vectors = load_vectors(folder, len(units.texts), BUILD_COMMAND)
         else:
             parts = VectorParts(data.parts(encoder.name), *identity, fresh=fresh)
@@ -206,6 +216,8 @@ def build_indices(
                 else:
                     vectors = _encode_units(model, encoder, units, plan, bars, known, parts)
             finally:
+                # Freed before the next one is loaded: two large models may not fit together.
+                del model
                 if not len(parts):
                     parts.drop()
             save_vectors(folder, vectors, *identity, extra={"model": encoder.model.record()})

@@ -13,4 +13,5 @@ echo "== lint"
 echo "== types"
 "$PYTHON" -m mypy
 echo "== tests"
-"$PYTHON" -m pytest -m "not slow" "$@"
+# One process per core, one thread each.
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 -m "not slow" "$@"

@@ -189,6 +189,17 @@ def require_current(
                 f"{folder}: out of date: {key} is {_short(found.get(key))} there, but this run needs "
                 f"{_short(wanted.get(key))}. Run: {fix}"
             )
+    check_files(folder, manifest, fix)
+    _tell_of_versions(folder, manifest)
+    return manifest
+
+
+def check_files(folder: Path, manifest: Manifest, fix: str) -> None:
+    """Check the files of a manifest: their sizes, and within :func:`full_check` every byte.
+
+    Raises:
+        StaleArtifactError: where one is missing, of another size, damaged, or outside ``folder``.
+    """
     for name, expected in manifest.files.items():
         path = folder / name
         if folder.resolve() not in path.resolve().parents:
@@ -200,8 +211,6 @@ def require_current(
                 f"{path}: damaged or half-copied: {what}, the manifest says {expected['bytes']} bytes. Run: {fix}"
             )
         _check_hash(path, expected["sha256"], fix)
-    _tell_of_versions(folder, manifest)
-    return manifest
 
 
 def _check_hash(path: Path, expected: str, fix: str) -> None:

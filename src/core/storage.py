@@ -22,6 +22,9 @@ from src.core.artifacts import (
 from src.core.errors import StaleArtifactError
 from src.core.types import PAD, Chunks, Corpus, Floats, Qrels, Queries, Run, TokenVectors, offsets_of
 
+_RUN_SCHEMA = pa.schema([("q_id", pa.string()), ("web_id", pa.string()), ("rank", pa.int32()), ("score", pa.float32())])
+_BLOCK = 4096
+
 
 @dataclass(frozen=True)
 class DataFolder:
@@ -231,26 +234,26 @@ def load_token_vectors(folder: Path, texts: int, fix: str) -> TokenVectors:
 
 def save_run(folder: Path, run: Run, corpus: Corpus, manifest_extra: Mapping[str, Any]) -> Path:
     """Write ``<run name>.parquet`` (q_id, web_id, rank from 1, score) and ``<run name>.manifest.json``."""
-    filled = run.doc_rows != PAD
-    counts = filled.sum(axis=1)
-    ids = np.array(corpus.doc_ids, dtype=object)
-    table = pa.table(
-        {
-            "q_id": pa.array(np.repeat(np.array(run.query_ids, dtype=object), counts), pa.string()),
-            "web_id": pa.array(ids[run.doc_rows[filled]], pa.string()),
-            "rank": (np.broadcast_to(np.arange(1, run.depth + 1), run.doc_rows.shape)[filled]).astype(np.int32),
-            "score": run.scores[filled],
-        }
-    )
     path = folder / f"{run.name}.parquet"
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    ids = np.array(corpus.doc_ids, dtype=object)
+    rows = 0
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, _RUN_SCHEMA, compression="zstd") as writer:
+        # In blocks: as columns of strings a run is many times what it is as rows.
+        for start in range(0, max(1, len(run.query_ids)), _BLOCK):
+            doc_rows, scores = run.doc_rows[start : start + _BLOCK], run.scores[start : start + _BLOCK]
+            filled = doc_rows != PAD
+            questions = np.repeat(np.array(run.query_ids[start : start + _BLOCK], dtype=object), filled.sum(axis=1))
+            ranks = np.broadcast_to(np.arange(1, run.depth + 1, dtype=np.int32), doc_rows.shape)[filled]
+            columns = [questions, ids[doc_rows[filled]], ranks, scores[filled]]
+            arrays = [pa.array(values, kind) for values, kind in zip(columns, _RUN_SCHEMA.types, strict=True)]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=_RUN_SCHEMA))
+            rows += len(questions)
     manifest = Manifest(
         kind="run",
         inputs={"corpus": run.corpus_fingerprint},
         settings={},
         files=describe_files(folder, [path.name]),
-        counts={"questions": len(run.query_ids), "depth": run.depth, "rows": int(counts.sum())},
+        counts={"questions": len(run.query_ids), "depth": run.depth, "rows": rows},
         extra=manifest_extra,
     )
     save_manifest(folder / f"{run.name}.manifest.json", manifest)

@@ -12,6 +12,8 @@ from src.core.types import PAD, Corpus, Qrels, Run
 
 Values = npt.NDArray[np.float64]
 
+_BLOCK = 1024
+
 MEASURES: Mapping[str, ir_measures.Measure] = {
     "Hit@1": Success @ 1,
     "Hit@5": Success @ 5,
@@ -58,11 +60,13 @@ def per_question(run: Run, corpus: Corpus, qrels: Qrels) -> tuple[tuple[str, ...
     labelled = [i for i, query_id in enumerate(run.query_ids) if query_id in qrels.relevant]
     query_ids = tuple(run.query_ids[i] for i in labelled)
     place = {query_id: i for i, query_id in enumerate(query_ids)}
-    part = Run(run.name, query_ids, run.doc_rows[labelled], run.scores[labelled], run.corpus_fingerprint)
-    judged = {query_id: dict.fromkeys(qrels.relevant[query_id], 1) for query_id in query_ids}
     names = {measure: name for name, measure in MEASURES.items()}
     values = {name: np.zeros(len(query_ids)) for name in MEASURES}
-    if query_ids:
+    # In blocks: the library wants an object per question and document.
+    for start in range(0, len(labelled), _BLOCK):
+        rows, ids = labelled[start : start + _BLOCK], query_ids[start : start + _BLOCK]
+        part = Run(run.name, ids, run.doc_rows[rows], run.scores[rows], run.corpus_fingerprint)
+        judged = {query_id: dict.fromkeys(qrels.relevant[query_id], 1) for query_id in ids}
         for found in ir_measures.iter_calc(list(MEASURES.values()), judged, list(_scored(part, corpus))):
             values[names[found.measure]][place[found.query_id]] = found.value
     if not all(np.isfinite(column).all() for column in values.values()):

@@ -1,9 +1,13 @@
 """Retrieve: questions against one index; scores of chunks become scores of documents by maximum."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from src.core.text import terms
 from src.core.types import PAD, Chunks, Corpus, DenseIndex, Floats, LexicalIndex, Queries, Rows, Run, ranked
+
+_BLOCK = 1024
 
 
 def to_documents(units: Rows, scores: Floats, unit_docs: Rows, depth: int) -> tuple[Rows, Floats]:
@@ -47,17 +51,32 @@ def dense_run(
         unit_depth: units to fetch per question.
         depth: documents to keep per question.
     """
-    units, scores = index.search(query_vectors, unit_depth)
-    rows, values = to_documents(units, scores, unit_docs, depth)
+    rows, values = _in_blocks(
+        lambda start, stop: index.search(query_vectors[start:stop], unit_depth), len(queries), unit_docs, depth
+    )
     return Run(name, queries.query_ids, rows, values, corpus.fingerprint)
+
+
+def _in_blocks(
+    search: Callable[[int, int], tuple[Rows, Floats]], questions: int, unit_docs: Rows, depth: int
+) -> tuple[Rows, Floats]:
+    """Documents of all questions; their units, which are many more, are in memory for a block of questions alone."""
+    rows = np.full((questions, depth), PAD, dtype=np.int32)
+    scores = np.zeros((questions, depth), dtype=np.float32)
+    for start in range(0, questions, _BLOCK):
+        stop = min(start + _BLOCK, questions)
+        rows[start:stop], scores[start:stop] = to_documents(*search(start, stop), unit_docs, depth)
+    return rows, scores
 
 
 def lexical_run(
     name: str, index: LexicalIndex, unit_docs: Rows, queries: Queries, corpus: Corpus, unit_depth: int, depth: int
 ) -> Run:
     """Search stemmed terms; documents without a matching term do not enter. Arguments as in :func:`dense_run`."""
-    units, scores = index.search([terms(text) for text in queries.texts], unit_depth)
-    rows, values = to_documents(units, scores, unit_docs, depth)
+    rows, values = _in_blocks(
+        lambda start, stop: index.search([terms(text) for text in queries.texts[start:stop]], unit_depth),
+        len(queries), unit_docs, depth,
+    )  # fmt: skip
     return Run(name, queries.query_ids, rows, values, corpus.fingerprint)
 
 

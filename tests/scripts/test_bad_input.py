@@ -179,9 +179,9 @@ def without_padding(folder: Path) -> None:
     tokenizer.save_pretrained(place)
 
 
-def two_logits(folder: Path) -> None:
+def three_logits(folder: Path) -> None:
     shutil.rmtree(folder)
-    save_cross_encoder(folder, labels=2)
+    save_cross_encoder(folder, labels=3)
 
 
 def other_text(name: str, text: str) -> Callable[[Path], None]:
@@ -271,21 +271,21 @@ REFUSED: dict[str, tuple[Mutate, int, str]] = {
         lambda b: b.set(encoders=[b.settings.encoders[0].model_copy(update={"model": "./nowhere"})]), 1,
         r"model '\./nowhere': no directory",
     ),
-    "cross-encoder: two logits": (cross_encoder(two_logits), 3, "has 2 outputs, a reranker has 1"),
+    "cross-encoder: three logits": (cross_encoder(three_logits), 3, "has 3 outputs, a reranker has 1"),
     "cross-encoder: NaN in its weights": (cross_encoder(weights(np.nan)), 3, "returned a score that is not finite"),
     "cross-encoder: no config": (cross_encoder(removed("config.json")), 3, r"has no config\.json\. Copy the whole"),
     "cross-encoder: code of its own": (
         cross_encoder(other_text("config.json", '{"model_type": "x", "auto_map": {"AutoConfig": "evil.Config"}}')), 3,
-        "CROSS_ENCODER_MODEL: the model in .* cannot be loaded: .*",
+        "Python code of its own .* does not run unless the settings name it: ALLOW_REMOTE_CODE",
     ),
     # --- artefacts ---
-    "vectors: NaN": (array("embeddings/dense-c*r/vectors.npy", put(np.nan)), 3, "holds values that are not finite. Run"),
-    "vectors: inf": (array("embeddings/dense-c*r/vectors.npy", put(np.inf)), 3, "holds values that are not finite. Run"),
-    "vectors: float64": (array("embeddings/dense-c*r/vectors.npy", np.float64), 3, r"holds float64 \(7, 32\), float32"),
-    "vectors: too few": (array("embeddings/dense-c*r/vectors.npy", lambda v: v[:3]), 3, r"holds float32 \(3, 32\), floa"),
-    "vectors: a pickle": (array("embeddings/dense-c*r/vectors.npy", lambda v: v.astype(object)), 3, "cannot be read"),
-    "vectors: a flipped byte": (flipped("embeddings/dense-c*r/vectors.npy"), 3, r"damaged: .*Run: .*02_\S+\.py --verify"),
-    "vectors: cut short": (cut("embeddings/dense-c*r/vectors.npy"), 3, r"half-copied: \d+ bytes, the manifest says"),
+    "vectors: NaN": (array("embeddings/dense-c*/vectors.npy", put(np.nan)), 3, "holds values that are not finite. Run"),
+    "vectors: inf": (array("embeddings/dense-c*/vectors.npy", put(np.inf)), 3, "holds values that are not finite. Run"),
+    "vectors: float64": (array("embeddings/dense-c*/vectors.npy", np.float64), 3, r"holds float64 \(7, 32\), float32"),
+    "vectors: too few": (array("embeddings/dense-c*/vectors.npy", lambda v: v[:3]), 3, r"holds float32 \(3, 32\), floa"),
+    "vectors: a pickle": (array("embeddings/dense-c*/vectors.npy", lambda v: v.astype(object)), 3, "cannot be read"),
+    "vectors: a flipped byte": (flipped("embeddings/dense-c*/vectors.npy"), 3, r"damaged: .*Run: .*02_\S+\.py --verify"),
+    "vectors: cut short": (cut("embeddings/dense-c*/vectors.npy"), 3, r"half-copied: \d+ bytes, the manifest says"),
     "token vectors: a flipped byte": (flipped("embeddings/*-tokens/tokens.npy"), 3, r"tokens\.npy: damaged: its bytes"),
     "token vectors: other offsets": (
         array("embeddings/*-tokens/offsets.npy", lambda o: o[::-1].copy()), 3, "does not hold the token vectors of 7",

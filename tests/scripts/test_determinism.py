@@ -48,11 +48,13 @@ def search(raw: Path, tmp_path: Path) -> Search:
 
 
 def artefacts(folder: Path) -> dict[str, bytes]:
-    """Everything but manifests, which hold the time, and pair scores, whose files are cut by the clock."""
+    """Everything but manifests and reports, which hold times, and pair scores, whose files are cut by the clock."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and not path.name.endswith("manifest.json") and "pair_scores" not in path.parts
+        if path.is_file()
+        and not path.name.endswith(("manifest.json", "report.html"))
+        and "pair_scores" not in path.parts
     }
 
 

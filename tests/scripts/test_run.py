@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import LABELS, PAGES, PROJECT, QUESTIONS, load_script, write_csv
@@ -248,6 +249,49 @@ def test_up_to_date_work_is_not_done_again(project: Project) -> None:
     assert times() == before
 
 
+def test_fresh_makes_everything_anew(project: Project) -> None:
+    project.prepare()
+    project.run("03_run_search")
+    first = project.output.read_bytes()
+    assert any(line.startswith("Pairs: 0 scored") for line in project.run("03_run_search"))
+    before = {path: path.stat().st_mtime_ns for path in project.data.rglob("manifest.json")}
+    project.run("01_preprocess", "--if-stale", "--fresh")
+    assert "Indices: done." in project.run("02_build_indices", "--if-stale", "--fresh")
+    assert all(path.stat().st_mtime_ns > made for path, made in before.items())
+    assert any(line.startswith("Pairs: 20 scored, 0 kept") for line in project.run("03_run_search", "--fresh"))
+    assert project.output.read_bytes() == first
+
+
+def test_verify_finds_a_flipped_byte_and_the_named_command_mends_it(project: Project) -> None:
+    project.prepare()
+    project.run("03_run_search")
+    first = project.output.read_bytes()
+    path = next(project.data.rglob("index.faiss"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StaleArtifactError, match=r"Run: python scripts/02_build_indices\.py --verify$"):
+        project.run("03_run_search", "--verify")
+    assert project.output.read_bytes() == first
+    assert "up to date" in project.run("02_build_indices")[-1]
+    assert "Indices: done." in project.run("02_build_indices", "--verify")
+    project.run("03_run_search", "--verify")
+    assert project.output.read_bytes() == first
+    assert path.read_bytes() != bytes(data)
+
+
+def test_artefacts_of_another_library_version_are_used_with_a_warning(project: Project) -> None:
+    project.prepare()
+    path = next(project.data.glob("embeddings/dense-chunk*r/manifest.json"))
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["libraries"].update({"transformers": "3.0.2", "numpy": "0.1"})
+    path.write_text(json.dumps(values), encoding="utf-8")
+    lines = project.run("03_run_search", "--no-rerank")
+    found = [line for line in lines if line.startswith("WARNING") and "was made with" in line]
+    assert len(found) == 1
+    assert "was made with transformers 3.0.2, here is " in found[0]
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -370,6 +414,8 @@ def test_two_encoders_of_one_model_stay_apart(project: Project, bi_encoder: Path
     project.run("03_run_search", "--no-rerank", settings=both)
     names = [path.stem for path in (project.data / "runs").glob("dense-document-*.parquet")]
     assert len(names) == 2
+    vectors = [np.load(path) for path in sorted((project.data / "embeddings").glob("dense-document-*/vectors.npy"))]
+    assert not np.allclose(vectors[0], vectors[1], atol=1e-3)
     tables = [pq.read_table(project.data / "runs" / f"{name}.parquet").to_pylist() for name in names]
     assert tables[0] != tables[1]
 

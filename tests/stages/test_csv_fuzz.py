@@ -1,5 +1,6 @@
 """The CSV readers on anything: a checked result or one clear line, never another error."""
 
+import csv
 import tempfile
 from pathlib import Path
 
@@ -81,7 +82,7 @@ CELLS = st.text(max_size=20).filter(lambda text: max(text, default=" ") < "\ud80
 )
 def test_random_frames_come_back(rows: dict[str, tuple[str, str]]) -> None:
     frame = pd.DataFrame([(key, *cells) for key, cells in rows.items()], columns=["web_id", "title", "text"])
-    data = frame.to_csv(index=False, lineterminator="\n").encode("utf-8", "surrogatepass")
+    data = frame.to_csv(index=False, quoting=csv.QUOTE_ALL).encode("utf-8", "surrogatepass")
     found = read(data, lambda path: read_corpus(path, {"id": "web_id", "title": "title", "text": "text"}))
     cleaned = {key: tuple(clean(cell) for cell in cells) for key, cells in rows.items()}
     if not any(title or text for title, text in cleaned.values()):
