@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def data_lock(folder: Path, wait: bool = False) -> Iterator[None]:
     Raises:
         DataFolderInUseError: where another process holds it and ``wait`` is off; names its pid, host and start.
     """
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_NAME
     with path.open("a+", encoding="utf-8") as handle:
@@ -56,9 +56,17 @@ def data_lock(folder: Path, wait: bool = False) -> Iterator[None]:
             yield
         finally:
             _write(handle, None)
-            if made and folder.exists() and [found.name for found in folder.iterdir()] == [LOCK_NAME]:
-                path.unlink()
-                folder.rmdir()
+            if made:
+                _remove_empty(path, made)
+
+
+def _remove_empty(lock: Path, made: list[Path]) -> None:
+    """Take back the folders that were made for the lock alone."""
+    if lock.parent.exists() and [found.name for found in lock.parent.iterdir()] == [LOCK_NAME]:
+        lock.unlink()
+    for folder in made:
+        with suppress(OSError):  # something has been put into it
+            folder.rmdir()
 
 
 def _acquire(handle: Any, folder: Path, wait: bool) -> None:

@@ -133,6 +133,7 @@ def kill(case: Case, step: int) -> Outcome:
         os.kill(process.pid, signal.SIGKILL)
         ended = process.wait()
         case.check_in_between()
+        case.note(ended)
         moments.append(f"{moment:.1f} s" + ("" if ended.code == -signal.SIGKILL else " (had ended)"))
     return Outcome(f"SIGKILL in {STEPS[step][:2]}", f"killed after {', '.join(moments)}")
 
@@ -209,7 +210,9 @@ def corrupt(case: Case, _: int) -> Outcome:
     case.begin_after(3)
     files = sorted(path for path in case.folder.rglob("*") if path.is_file() and path.stat().st_size)
     files = [path for path in files if "raw" not in path.relative_to(case.folder).parts[:1]]
-    path = case.chance.choice(files)
+    # A kind of artefact first: the indices have most of the files.
+    kind = case.chance.choice(sorted({path.relative_to(case.folder).parts[0] for path in files}))
+    path = case.chance.choice([path for path in files if path.relative_to(case.folder).parts[0] == kind])
     data = bytearray(path.read_bytes())
     how = case.chance.choice(("flipped", "flipped", "flipped", "cut", "gone"))
     if how == "flipped":
