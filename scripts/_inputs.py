@@ -58,12 +58,11 @@ def choose_inputs(flags: Namespace, settings: Settings, project: Path) -> Inputs
     files = {key: data.raw / name for key, name in raw.items()}
     sample = {key: project / settings.data_dir / SAMPLE_NAME / name for key, name in raw.items()}
 
-    prepared = _prepared_origin(data)
     if flags.corpus is not None:
         origin, corpus = "flags", flags.corpus
     elif files["corpus"].is_file():
         origin, corpus = "raw", files["corpus"]
-    elif prepared not in (None, SAMPLE_NAME):
+    elif _prepared_origin(data) not in (None, SAMPLE_NAME):
         origin, corpus = "prepared", None
     else:
         origin, corpus = "sample", sample["corpus"]
@@ -99,7 +98,9 @@ def _prepared_origin(data: DataFolder) -> str | None:
     path = data.corpus / MANIFEST_NAME
     if not path.is_file():
         return None
-    origin = read_manifest(path, PREPROCESS_COMMAND).extra.get("origin")
+    # Asked only where no file is at hand: a damaged copy must not be taken for none, and give way to the sample.
+    fix = f"{PREPROCESS_COMMAND} --data-dir {data.root} --corpus FILE --questions FILE (or copy the folder anew)"
+    origin = read_manifest(path, fix).extra.get("origin")
     return str(origin) if origin else None
 
 

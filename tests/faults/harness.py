@@ -4,6 +4,7 @@ import csv
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 from .bench import STEPS, Ended, Process
 
 STOP_WITHIN = 5.0
-_FIX = re.compile(r"Run: python scripts/(\w+)\.py((?: --\w+)*)")
+_FIX = re.compile(r"Run: python scripts/(\w+)\.py(.*)$")
 
 
 class BrokenPromiseError(Exception):
@@ -74,10 +75,13 @@ class Case:
         """Take over what the undisturbed run had after so many steps."""
         shutil.copytree(self.reference.after[steps], self.folder, dirs_exist_ok=True)
 
-    def start(self, step: int, *flags: str, limit: int | None = None) -> Process:
-        """Start a step as the one command does."""
+    def start(self, step: int, *flags: str, limit: int | None = None, if_stale: bool = True) -> Process:
+        """Start a step as the one command does; without ``if_stale`` as a user does who is told to."""
         arguments = ["--data-dir", str(self.folder), *flags]
-        arguments += ["--output", str(self.submission)] if step == 2 else ["--if-stale"]
+        if step == 2:
+            arguments += ["--output", str(self.submission)]
+        elif if_stale:
+            arguments.append("--if-stale")
         self.runs += 1
         log = self.root / "logs" / f"{self.folder.name}-{self.runs}.log"
         return Process(self.root, STEPS[step], arguments, log, limit)
@@ -234,7 +238,7 @@ def corrupt(case: Case, _: int) -> Outcome:
         promise(fix, f"no fix in {line}")
         assert fix is not None
         fixes.append(fix[1][:2])
-        mended = case.start(STEPS.index(fix[1]), *fix[2].split()).wait()
+        mended = case.start(STEPS.index(fix[1]), *shlex.split(fix[2]), if_stale=False).wait()
         promise(mended.code == 0, f"the fix failed: {mended.output[-600:]}")
     said = f"exit code 2, mended by {', '.join(fixes)}" if fixes else "not needed or made again"
     return Outcome(f"byte {how}" if how == "flipped" else f"file {how}", f"{name}: {said}")

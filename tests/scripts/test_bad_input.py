@@ -324,6 +324,10 @@ REFUSED: dict[str, tuple[Mutate, int, str]] = {
     "manifest: no sizes": (
         manifest("indices/bm25-c*", lambda m: m.update(files={"bm25.json": {}})), 3, r"damaged manifest \('bytes'\)",
     ),
+    "manifest: no JSON, and no file to make it from": (
+        lambda b: (shutil.rmtree(b.data / "raw"), (b.one("processed/corpus") / MANIFEST_NAME).write_text("{"))
+        and None, 1, r"damaged manifest .*--corpus FILE --questions FILE \(or copy the folder anew\)",
+    ),
     "manifest: missing": (gone(f"indices/bm25-c*/{MANIFEST_NAME}"), 3, "not prepared yet .no manifest.json"),
 }  # fmt: skip
 
