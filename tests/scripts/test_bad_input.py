@@ -325,8 +325,8 @@ REFUSED: dict[str, tuple[Mutate, int, str]] = {
         manifest("indices/bm25-c*", lambda m: m.update(files={"bm25.json": {}})), 3, r"damaged manifest \('bytes'\)",
     ),
     "manifest: no JSON, and no file to make it from": (
-        lambda b: (shutil.rmtree(b.data / "raw"), (b.one("processed/corpus") / MANIFEST_NAME).write_text("{"))
-        and None, 1, r"damaged manifest .*--corpus FILE --questions FILE \(or copy the folder anew\)",
+        lambda b: [(b.one("processed/corpus") / MANIFEST_NAME).write_text("{"), shutil.rmtree(b.data / "raw")][1], 1,
+        r"damaged manifest .*--corpus FILE --questions FILE \(or copy the folder anew\)",
     ),
     "manifest: missing": (gone(f"indices/bm25-c*/{MANIFEST_NAME}"), 3, "not prepared yet .no manifest.json"),
 }  # fmt: skip
