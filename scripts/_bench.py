@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from scipy.stats import spearmanr
 
+import _cli  # noqa: F401  (puts the project's folder on the path)
 from src.engine.devices import CpuEngine, Precision
 from src.engine.pair_scorer import CrossEncoderScorer, PairScorer, make_scorer
 from src.engine.tokens import TokenTable

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import _cli  # noqa: F401  (puts the project's folder on the path)
 from config import Settings
 from src.core.artifacts import MANIFEST_NAME, file_sha256, fingerprint, read_manifest, require_current
 from src.core.errors import StaleArtifactError, UserError

@@ -46,3 +46,26 @@ def test_files_can_be_read_in_one_sitting(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
 def test_nothing_is_unpickled(path: Path) -> None:
     assert not imported(path) & {"pickle", "joblib", "dill"}
+
+
+SCRIPTS = {path.stem: path for path in (SRC.parent / "scripts").glob("*.py")}
+
+
+def first_own_import(path: Path) -> str | None:
+    """The first module of the project that a script imports."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            if name.split(".")[0] in {"src", "config", *SCRIPTS}:
+                return name
+    return None
+
+
+@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"_cli"}))
+def test_a_script_finds_the_project_before_it_imports_from_it(name: str) -> None:
+    # _cli puts the project's folder on the path: without it `python scripts/...` works from nowhere.
+    first = first_own_import(SCRIPTS[name])
+    while first not in {None, "_cli"}:
+        assert first in SCRIPTS, f"{name}: {first} is imported before _cli"
+        first = first_own_import(SCRIPTS[str(first)])
