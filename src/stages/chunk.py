@@ -50,7 +50,9 @@ def _trim(text: str, start: int, end: int) -> Span:
     return start, end
 
 
-def chunk_spans(text: str, token_spans: Sequence[Span], limit: int, overlap: int) -> list[Span]:
+def chunk_spans(
+    text: str, token_spans: Sequence[Span], limit: int, overlap: int, count_between: bool = False
+) -> list[Span]:
     """Cut a text into chunks of whole sentences.
 
     Args:
@@ -59,6 +61,7 @@ def chunk_spans(text: str, token_spans: Sequence[Span], limit: int, overlap: int
         limit: most tokens in a chunk. A sentence longer than that is cut between tokens.
         overlap: a chunk starts with the last sentences of the one before it, as far as they fit into this many
             tokens.
+        count_between: whether tokens between two sentences count; where a token is a character, white space does.
 
     Returns:
         Spans in characters, ascending; together they cover every token. Empty for a text without tokens.
@@ -77,7 +80,9 @@ def chunk_spans(text: str, token_spans: Sequence[Span], limit: int, overlap: int
             pieces.append((_trim(text, span_start, span_end), cut, upto))
 
     def size(begin: int, stop: int) -> int:
-        return pieces[stop - 1][2] - pieces[begin][1]
+        if count_between:
+            return pieces[stop - 1][2] - pieces[begin][1]
+        return sum(upto - first for _, first, upto in pieces[begin:stop])
 
     chunks: list[Span] = []
     begin = 0
@@ -112,7 +117,10 @@ def chunk_corpus(
         texts = corpus.texts[first : first + 64]
         for offset, (text, units) in enumerate(zip(texts, _units(texts, chunking, tokenizer), strict=True)):
             row = first + offset
-            found = _with_minimum(chunk_spans(text, units, chunking.limit, chunking.overlap), chunking.minimum)
+            found = _with_minimum(
+                chunk_spans(text, units, chunking.limit, chunking.overlap, chunking.unit == "characters"),
+                chunking.minimum,
+            )
             if not found and (text or corpus.titles[row]):
                 found = [(0, len(text))]
             doc_rows.extend([row] * len(found))

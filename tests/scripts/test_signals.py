@@ -28,6 +28,11 @@ main(run)
 """
 
 
+def heed_interrupts() -> None:
+    """A test run in the background of a shell ignores SIGINT, and its children would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def ended(process: "subprocess.Popen[str]", number: int) -> tuple[int, float, str]:
     assert process.stdout is not None
     start = time.monotonic()
@@ -42,7 +47,9 @@ def ended(process: "subprocess.Popen[str]", number: int) -> tuple[int, float, st
 )
 def test_a_script_stops_within_five_seconds(busy: str, number: int, code: int) -> None:
     text = SCRIPT.format(scripts=str(PROJECT / "scripts"), busy=BUSY[busy])
-    process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, cwd=PROJECT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, cwd=PROJECT, preexec_fn=heed_interrupts
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "at work\n"
     time.sleep(0.5)  # it is in the middle of it
@@ -82,6 +89,7 @@ def test_the_one_command_passes_signals_on(tmp_path: Path, number: int, name: st
     stamp.write_text("same\n")
     process = subprocess.Popen(
         [str(project / "run_cross_encoder_search.sh")], stdout=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=heed_interrupts,
         env={**os.environ, "VIRTUAL_ENV": str(environment), "STAMP": str(stamp)},
     )  # fmt: skip
     assert process.stdout is not None
