@@ -8,7 +8,16 @@ from typing import Any
 
 from _cli import PROJECT_ROOT, add_data_flags, add_safety_flags, add_search_flags, main, set_up_threads
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
-from _plans import encoder_plans, index_plan, model_resolver, plan_lines, preset_lines, reranker_plans, search_plan
+from _plans import (
+    cpu_engine,
+    encoder_plans,
+    index_plan,
+    model_resolver,
+    plan_lines,
+    preset_lines,
+    reranker_plans,
+    search_plan,
+)
 from _variants import load_variants
 from config import Settings
 from src.core.artifacts import full_check, write_json
@@ -16,7 +25,8 @@ from src.core.atomic import remove_dead_temporaries
 from src.core.data_lock import data_lock
 from src.core.errors import UserError
 from src.core.types import Chunks, Corpus, Qrels, Queries
-from src.engine.devices import pick_device
+from src.engine.devices import every_device, pick_device
+from src.engine.peak import measured_peak
 from src.indexing import IndexPlan
 from src.insight.html_report import RunRecord, write_report
 from src.insight.profile import Profiler
@@ -88,6 +98,11 @@ def _report(
     )
 
 
+def _peak(device: str, arithmetic: str, settings: Settings) -> float:
+    devices = every_device(device)
+    return len(devices) * measured_peak(devices[0], arithmetic, cpu_engine(settings).threads)
+
+
 def run(settings: Settings, arguments: Sequence[str]) -> None:
     """Search with what 01 and 02 have prepared."""
     parser = argparse.ArgumentParser(prog="03_run_search.py", description=__doc__)
@@ -137,7 +152,7 @@ def _run(settings: Settings, flags: argparse.Namespace) -> None:
     if flags.enable_profiling:
         path = inputs.data.runs / f"{result.final.name}.profile.json"
         write_json(path, profiler.record())
-        for line in profiler.table():
+        for line in (*profiler.table(), *profiler.peak_lines(lambda kind: _peak(indices.device, kind, settings))):
             log.info("%s", line)
         log.info("Profile: %s", path)
     log.info("Submission: %s (%d questions, top %d), checked", flags.output, len(queries), plan.top_k)

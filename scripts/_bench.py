@@ -16,7 +16,6 @@ from scipy.stats import spearmanr
 import _cli  # noqa: F401  (puts the project's folder on the path)
 from src.engine.devices import CpuEngine, Precision
 from src.engine.pair_scorer import CrossEncoderScorer, PairScorer, make_scorer
-from src.engine.tokens import TokenTable
 from src.engine.torch_backend import TorchBackend
 from src.stages.chunk import sentence_spans
 
@@ -158,31 +157,6 @@ def peers(directory: Path, device: str, max_length: int, work: Work) -> tuple[di
     return found, missing
 
 
-def useful_flops(lengths: npt.NDArray[np.int64], layers: int, hidden: int, inner: int) -> float:
-    """Floating-point operations of an encoder over texts of these lengths, without padding.
-
-    Per layer and token 2 (4 H^2 + 2 H F) for the matrices, and 4 H n for the attention over n tokens.
-    """
-    tokens, squares = float(lengths.sum()), float((lengths.astype(np.float64) ** 2).sum())
-    return layers * (2.0 * (4 * hidden * hidden + 2 * hidden * inner) * tokens + 4.0 * hidden * squares)
-
-
-def measured_peak(device: str, dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """Operations per second of a large matrix product, the best of its repetitions."""
-    size = 2048 if device == "cpu" else 8192
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best, started = float("inf"), perf_counter()
-    while perf_counter() - started < seconds:
-        if device != "cpu":
-            torch.cuda.synchronize()
-        before = perf_counter()
-        left @ right
-        if device != "cpu":
-            torch.cuda.synchronize()
-        best = min(best, perf_counter() - before)
-    return 2.0 * size**3 / best
-
-
 def agreement(scores: Floats, reference: Floats, candidates: int) -> dict[str, float]:
     """How far scores are from the reference's: largest difference, Spearman, share of equal top-5 sets."""
     rows, right = scores.reshape(-1, candidates), reference.reshape(-1, candidates)
@@ -193,13 +167,6 @@ def agreement(scores: Floats, reference: Floats, candidates: int) -> dict[str, f
         "spearman": float(spearmanr(scores, reference).statistic),
         "top5_agreement": float(np.mean(same)),
     }
-
-
-def pair_lengths(scorer: CrossEncoderScorer, work: Work) -> npt.NDArray[np.int64]:
-    """Tokens of every pair."""
-    tables: tuple[TokenTable, TokenTable] = (scorer.tokenize(work.questions), scorer.tokenize(work.passages))
-    questions, passages = (table.lengths[work.pairs[:, i]] for i, table in enumerate(tables))
-    return scorer.template.pair_lengths(questions, passages, scorer.max_length)
 
 
 def timed(score: Score) -> tuple[float, Floats]:

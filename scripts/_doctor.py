@@ -249,7 +249,7 @@ def _reranking_seconds(patient: Patient, plan: SearchPlan, model: ResolvedModel)
     asked = generator.integers(len(patient.queries), size=_SAMPLE).tolist()
     questions = scorer.tokenize([patient.queries.texts[i] for i in asked])
     pairs = np.stack([np.arange(_SAMPLE), np.arange(_SAMPLE)], axis=1).astype(np.int32)
-    lengths = np.minimum(questions.lengths + passages.lengths + 4, scorer.max_length)
+    lengths = scorer.pair_lengths(questions, passages, pairs)
 
     def score(rows: npt.NDArray[np.int64]) -> None:
         scorer.score(questions, passages, pairs[rows])

@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 import _bench
 from _cli import PROJECT_ROOT, main, positive_integer, set_up_threads
 from config import Settings
 from src.core.artifacts import atomic_path, fingerprint, write_json
 from src.core.errors import UserError
-from src.engine.devices import half_precision, pick_device
+from src.engine.devices import pick_device
+from src.engine.peak import ModelShape, measured_peak
 from src.insight.progress import progress_bar
 from src.models.embedded_reranker import load_base_classifier
 from src.models.resolve import EMBEDDED, ModelResolver
@@ -109,17 +110,20 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
         if unknown:
             raise UserError(f"--only {unknown[0]}: no such configuration. There are: {', '.join(runs)}.")
         runs = {label: score for label, score in runs.items() if label in {LOOP, *flags.only}}
-    lengths = _bench.pair_lengths(scorers["exact"], work)
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    shape = (config.num_hidden_layers, config.hidden_size, config.intermediate_size)
-    flops = _bench.useful_flops(lengths, *shape)
-    half = half_precision(device)
-    peaks = {"float32": _bench.measured_peak(device, torch.float32)}
-    if half is not None:
-        peaks[str(half).removeprefix("torch.")] = _bench.measured_peak(device, half)
+    lengths = scorers["exact"].pair_lengths(
+        *(scorers["exact"].tokenize(t) for t in (work.questions, work.passages)), work.pairs
+    )
+    shape = ModelShape.of(directory)
+    if shape is None:
+        raise UserError(f"--model {name}: its config.json does not name its sizes, so its work cannot be counted.")
+    flops = shape.flops(float(lengths.sum()), float((lengths**2).sum()))
+    peaks = {
+        kind: measured_peak(device, kind, torch.get_num_threads())
+        for kind in sorted({"float32", *(scorer.arithmetic for scorer in scorers.values())}, reverse=True)
+    }
     log.info(
         "%s, %d layers, %s pairs (%s), %.0f tokens each, device %s, peak %s",
-        name, shape[0], f"{len(work.pairs):,}", flags.lengths, lengths.mean(), device,
+        name, shape.layers, f"{len(work.pairs):,}", flags.lengths, lengths.mean(), device,
         ", ".join(f"{kind} {value / 1e9:,.0f} GFLOPS" for kind, value in peaks.items()),
     )  # fmt: skip
     for label, reason in missing.items():
@@ -152,11 +156,11 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     record = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "device": device, "peak_flops": peaks},
-        "model": name, "layers": shape[0], "lengths": flags.lengths, "pairs": len(work.pairs),
+        "model": name, "layers": shape.layers, "lengths": flags.lengths, "pairs": len(work.pairs),
         "tokens_per_pair": float(lengths.mean()), "rounds": flags.rounds, "left_out": missing,
     }  # fmt: skip
     write_json(folder / f"{stem}.json", {**record, **results})
-    _plot(folder / f"{stem}.png", results, f"{name}, {shape[0]} layers, {flags.lengths}, {device}")
+    _plot(folder / f"{stem}.png", results, f"{name}, {shape.layers} layers, {flags.lengths}, {device}")
     log.info("%-28s %7s %14s %8s %7s %6s %9s %9s %6s", "configuration", "ratio", "range", "pairs/s", "GFLOPS", "peak",
              "max error", "Spearman", "top 5")  # fmt: skip
     for label, one in results.items():

@@ -15,6 +15,7 @@ from src.core.pair_scores import PairScores
 from src.core.storage import DataFolder, save_run
 from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Run
 from src.engine.pair_scorer import PairScorer, make_scorer
+from src.engine.peak import ModelShape
 from src.indexing import Bars, IndexPlan
 from src.insight.profile import Profiler
 from src.models.resolve import ResolvedModel
@@ -145,8 +146,11 @@ def _model_scores(
         tables = reranker.tokenize(queries)
         stage.items, stage.unit = len(queries) + len(passages.texts), "texts"
     pairs = int((passages.rows >= 0).sum())
-    with profiler.stage("rerank", pairs, "pairs"), bars("Processing queries", len(queries)) as progress:
+    with profiler.stage("rerank", pairs, "pairs") as stage, bars("Processing queries", len(queries)) as progress:
         scores = reranker.pair_scores(queries, candidates, progress, tables)
+        shape = ModelShape.of(model.directory)
+        stage.tokens, stage.arithmetic = reranker.tokens, scorer.arithmetic
+        stage.flops = 0.0 if shape is None else shape.flops(reranker.tokens, reranker.squared_tokens)
     log.info("Pairs: %s scored, %s kept from earlier runs", f"{reranker.scored:,}", f"{reranker.reused:,}")
     return merge_wordings(scores, owners, plan.reranker_query)
 

@@ -10,7 +10,7 @@ import torch
 
 from src.core.errors import UserError
 
-Precision = Literal["exact", "fast"]
+Precision = Literal["auto", "exact", "fast"]
 Engine = Literal["auto", "openvino", "torch"]
 
 
@@ -56,6 +56,13 @@ def half_precision(device: str) -> torch.dtype | None:
     if device == "cpu" and torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
     return None
+
+
+def settled_precision(precision: Precision, device: str) -> Precision:
+    """``auto`` becomes ``fast`` on a GPU, where float32 takes several times as long, and ``exact`` elsewhere."""
+    if precision != "auto":
+        return precision
+    return "fast" if device.startswith("cuda") else "exact"
 
 
 @contextmanager

@@ -141,6 +141,12 @@ class LibraryScorer:
         table = tokenize(self.tokenizer, texts)
         return TextTable(table.ids, table.offsets, tuple(texts))
 
+    def pair_lengths(self, questions: TokenTable, passages: TokenTable, pairs: Pairs) -> npt.NDArray[np.int64]:
+        """Tokens that are read of each pair, without the model's template, int64 [P]."""
+        whole = questions.lengths[pairs[:, 0]] + passages.lengths[pairs[:, 1]]
+        lengths: npt.NDArray[np.int64] = np.minimum(whole, self.max_length)
+        return lengths
+
     def characters_read(self, question: str, passage: str) -> int:
         """Characters of a passage that fit beside the question; what follows them is never read."""
         asked, read = self.tokenize([question]), self.tokenize([passage])

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from src.core.errors import UserError
 from src.engine.batches import token_budget_batches
-from src.engine.devices import CpuEngine, Precision, every_device, explain_loading
+from src.engine.devices import CpuEngine, Precision, every_device, explain_loading, settled_precision
 from src.engine.library_scorer import LibraryScorer
 from src.engine.memory_limit import DoesNotFitError
 from src.engine.openvino_backend import OpenVinoBackend
@@ -66,6 +66,10 @@ class PairScorer(Protocol):
 
     def score(self, questions: TokenTable, passages: TokenTable, pairs: Pairs) -> Scores:
         """Score pairs: int32 [P, 2] (row of ``questions``, row of ``passages``) -> float32 [P], higher is better."""
+        ...
+
+    def pair_lengths(self, questions: TokenTable, passages: TokenTable, pairs: Pairs) -> npt.NDArray[np.int64]:
+        """Tokens that are read of each pair, int64 [P]: what its cost grows with."""
         ...
 
     def characters_read(self, question: str, passage: str) -> int:
@@ -191,6 +195,11 @@ class CrossEncoderScorer:
         long = question_lengths > (self.max_length - self.template.special_tokens) // 2
         return np.where(long, self.model_limit, self.max_length)
 
+    def pair_lengths(self, questions: TokenTable, passages: TokenTable, pairs: Pairs) -> npt.NDArray[np.int64]:
+        """Tokens of each pair with its special tokens, cut as it will be, int64 [P]."""
+        asked, read = questions.lengths[pairs[:, 0]], passages.lengths[pairs[:, 1]]
+        return self.template.pair_lengths(asked, read, self._limits(asked))
+
     def score(self, questions: TokenTable, passages: TokenTable, pairs: Pairs) -> Scores:
         """Score pairs, in batches of similar length.
 
@@ -274,6 +283,7 @@ def make_scorer(
     Raises:
         UserError: where the model is no reranker.
     """
+    precision = settled_precision(precision, device)
     reason = needs_library(directory)
     if reason is not None:
         log.info("%s is %s: sentence-transformers runs it (the slow path).", directory.name, reason)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,6 +23,9 @@ class Stage:
         unit: what the items are.
         peak_mib: highest resident memory of the process while it ran.
         gpu_peak_mib: highest memory allocated on the GPU while it ran; 0 without a GPU.
+        tokens, flops: that a model has read, and the floating-point operations that takes without padding; 0 where
+            nobody counted.
+        arithmetic: the type that it multiplied in.
     """
 
     name: str
@@ -31,6 +34,9 @@ class Stage:
     unit: str = ""
     peak_mib: float = 0.0
     gpu_peak_mib: float = 0.0
+    tokens: int = 0
+    flops: float = 0.0
+    arithmetic: str = ""
 
 
 class _PeakMemory:
@@ -82,6 +88,8 @@ class Profiler:
             if known.name == record.name:
                 known.seconds += record.seconds
                 known.items += record.items
+                known.tokens += record.tokens
+                known.flops += record.flops
                 known.peak_mib = max(known.peak_mib, record.peak_mib)
                 known.gpu_peak_mib = max(known.gpu_peak_mib, record.gpu_peak_mib)
                 return
@@ -105,6 +113,22 @@ class Profiler:
         named = sum(s.seconds for s in self.stages)
         lines.append(f"{'other':<14} {total - named:>9.2f} {(total - named) / total:>6.1%}")
         lines.append(f"{'total':<14} {total:>9.2f}")
+        return lines
+
+    def peak_lines(self, peak: Callable[[str], float]) -> list[str]:
+        """A line for every stage whose operations were counted: its share of what the machine can do.
+
+        Args:
+            peak: operations per second in a type such as ``float32``.
+        """
+        lines = []
+        for s in self.stages:
+            if s.flops and s.seconds > 0:
+                most, reached = peak(s.arithmetic), s.flops / s.seconds
+                lines.append(
+                    f"{s.name}: {s.tokens / s.seconds:,.0f} tokens/s, {reached / 1e9:,.0f} GFLOPS, "
+                    f"{reached / most:.0%} of this machine's measured {most / 1e9:,.0f} in {s.arithmetic}"
+                )
         return lines
 
     def record(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from src.core.errors import UserError
 from src.core.pace import Pace
@@ -108,6 +109,10 @@ class CandidateScorer:
         save_seconds: least time between two saves.
         block: questions per block; within one, pairs are sorted by length across questions. It paces the progress
             bar and bounds memory; scores do not depend on it.
+
+    Attributes:
+        reused, scored: pairs found among the kept ones, and pairs that the model has read.
+        tokens, squared_tokens: of the pairs that the model has read, and the sum of their squares.
     """
 
     def __init__(
@@ -126,6 +131,8 @@ class CandidateScorer:
         self.query_ids: tuple[str, ...] = ()
         self.reused = 0
         self.scored = 0
+        self.tokens = 0
+        self.squared_tokens = 0
 
     def tokenize(self, queries: Queries) -> tuple[TokenTable, TokenTable]:
         """Token tables of the questions and of the passages.
@@ -150,12 +157,19 @@ class CandidateScorer:
         progress: Progress | None = None,
         tables: tuple[TokenTable, TokenTable] | None = None,
     ) -> Floats:
-        """The cross-encoder's own score of each candidate, float32 [Q, K]; equal questions are scored once."""
+        """The cross-encoder's own score of each candidate, float32 [Q, K]; equal questions are scored once.
+
+        Args:
+            progress: is told how many questions' worth of the work is done, by the tokens that are still to be read:
+                questions differ in length, and kept scores cost nothing.
+        """
         questions, passages = tables or self.tokenize(queries)
         self.query_ids = queries.query_ids
         hashes = (hash_texts(queries.texts), hash_texts(self.passages.texts)) if self.kept is not None else None
         scores = np.zeros(candidates.doc_rows.shape, dtype=np.float32)
         groups = _equal_rows(queries.texts, candidates)
+        done = self._shares_done(questions, passages, groups, hashes)
+        told = 0
         pace = Pace(self.save_seconds)
         try:
             for start in range(0, len(groups), self.block):
@@ -167,11 +181,41 @@ class CandidateScorer:
                     with pace.saving():
                         self.kept.save()
                 if progress is not None:
-                    progress(sum(len(group) for group in part))
+                    worth = round(float(done[start + len(part) - 1]) * len(queries))
+                    progress(worth - told)
+                    told = worth
         finally:
             if self.kept is not None:
                 self.kept.save()
         return scores
+
+    def _shares_done(
+        self,
+        questions: TokenTable,
+        passages: TokenTable,
+        groups: Sequence[Sequence[int]],
+        hashes: tuple[Hashes, Hashes] | None,
+    ) -> npt.NDArray[np.float64]:
+        """Share of the tokens to be read that is read after each group, float64 [groups], rising to 1."""
+        cost = np.zeros(len(groups))
+        for start in range(0, len(groups), self.block):
+            leaders = [group[0] for group in groups[start : start + self.block]]
+            pairs, owners = self._pairs_of(leaders)
+            tokens = self.scorer.pair_lengths(questions, passages, pairs)
+            if self.kept is not None and len(self.kept) and hashes is not None:
+                tokens = tokens * np.isnan(self.kept.lookup(hashes[0][pairs[:, 0]], hashes[1][pairs[:, 1]]))
+            cost[start : start + len(leaders)] = np.bincount(owners, tokens, len(leaders))
+        total = float(cost.sum())
+        if total == 0.0:
+            cost, total = np.ones(len(groups)), float(len(groups))
+        return np.cumsum(cost) / max(total, 1.0)
+
+    def _pairs_of(self, leaders: Sequence[int]) -> tuple[Rows, npt.NDArray[np.int64]]:
+        """Every pair of some questions, int32 [P, 2], and the place of its question among them, int64 [P]."""
+        rows = self.passages.rows[list(leaders)]
+        present = rows != PAD
+        owners = np.broadcast_to(np.arange(len(leaders))[:, None, None], rows.shape)[present]
+        return np.stack([np.asarray(leaders)[owners], rows[present]], axis=1).astype(np.int32), owners
 
     def _score_block(
         self,
@@ -210,6 +254,9 @@ class CandidateScorer:
         return scores
 
     def _score_missing(self, questions: TokenTable, passages: TokenTable, pairs: Rows) -> Floats:
+        lengths = self.scorer.pair_lengths(questions, passages, pairs)
+        self.tokens += int(lengths.sum())
+        self.squared_tokens += int((lengths**2).sum())
         try:
             return self.scorer.score(questions, passages, pairs)
         except PairTooLargeError as error:

@@ -14,16 +14,6 @@ from config import Settings
 from src.core.errors import UserError
 
 
-def test_flops_by_hand() -> None:
-    # 2 layers, H 4, F 8, texts of 3 and 1 tokens: matrices 2 (4 * 16 + 2 * 32) = 256 a token, attention 16 n^2.
-    assert _bench.useful_flops(np.array([3, 1]), 2, 4, 8) == 2 * (256 * 4 + 16 * (9 + 1))
-
-
-def test_flops_of_minilm_as_published() -> None:
-    # 3.54 M n + 1536 n^2 per layer for H 384 and F 1536.
-    assert _bench.useful_flops(np.array([100]), 1, 384, 1536) == pytest.approx(3.54e6 * 100 + 1536 * 100**2, rel=1e-3)
-
-
 def test_agreement_by_hand() -> None:
     reference = np.arange(12, dtype=np.float32)
     swapped = reference.copy()
@@ -66,7 +56,7 @@ def test_bench_rerank_writes_every_figure(
     monkeypatch.setattr(script, "PROJECT_ROOT", tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "sample").symlink_to(PROJECT / "data" / "sample")
-    monkeypatch.setattr(_bench, "measured_peak", lambda device, dtype: 1e9)
+    monkeypatch.setattr(script, "measured_peak", lambda device, kind, threads: 1e9)
     flags = ["--model", str(cross_encoder), "--pairs", "20", "--lengths", "short", "--rounds", "2", "--device", "cpu"]
     script.run(settings, [*flags, "--only", "predict", "exact", "--name", "out"])
     found = json.loads((tmp_path / "data" / "results" / "out.json").read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.core.errors import UserError
-from src.core.pair_scores import PairScores
+from src.core.pair_scores import PairScores, hash_texts
 from src.core.types import Chunks, Corpus, Queries, Run
 from src.engine.tokens import TokenTable
 from src.stages.rerank import CandidateScorer, PassageTexts, blend, combine_scores, standardize_rows, unchanged
@@ -24,6 +24,9 @@ class WordOverlap:
         ids = [np.frombuffer(text.encode("latin-1"), dtype=np.uint8).astype(np.int32) for text in texts]
         offsets = np.concatenate([[0], np.cumsum([len(i) for i in ids])]).astype(np.int64)
         return TokenTable(np.concatenate([*ids, np.zeros(0, np.int32)]).astype(np.int32), offsets)
+
+    def pair_lengths(self, questions: TokenTable, passages: TokenTable, pairs: np.ndarray) -> np.ndarray:
+        return questions.lengths[pairs[:, 0]] + passages.lengths[pairs[:, 1]]
 
     def score(self, questions: TokenTable, passages: TokenTable, pairs: np.ndarray) -> np.ndarray:
         self.pairs.extend(map(tuple, pairs.tolist()))
@@ -62,6 +65,29 @@ def test_best_passage_counts_and_equal_pairs_are_scored_once() -> None:
     assert run.doc_rows.tolist() == [[1, 0, 2], [1, 0, 2]]
     assert scorer.pairs == [(0, 0), (0, 1), (0, 2)]
     assert sum(done) == 2
+
+
+def test_progress_goes_by_the_tokens_that_are_left_to_read(tmp_path: Path) -> None:
+    texts = PassageTexts(("x", "y" * 4, "z" * 9), np.array([[[0]], [[1]], [[2]]], np.int32))
+    queries, run = Queries(("q0", "q1", "q2"), ("a", "b", "c")), candidates([[0], [1], [2]], [[1.0]] * 3)
+
+    def told(kept: PairScores | None) -> tuple[list[int], CandidateScorer]:
+        done: list[int] = []
+        scorer = CandidateScorer(WordOverlap(), texts, kept, block=1)
+        scorer.pair_scores(queries, run, done.append)
+        return done, scorer
+
+    # Pairs of 2, 5 and 10 tokens: after each, 3 * 2/17 = 0.35, 3 * 7/17 = 1.24 and 3 questions' worth.
+    done, scorer = told(None)
+    assert done == [0, 1, 2]
+    assert (scorer.tokens, scorer.squared_tokens) == (17, 4 + 25 + 100)
+    # Where the longest is kept, the other two are all the work: 3 * 2/7 = 0.86 and 3.
+    kept = PairScores(tmp_path)
+    kept.add(hash_texts(["c"]), hash_texts(["z" * 9]), np.ones(1, np.float32))
+    kept.save()
+    assert told(kept)[0] == [1, 2, 0]
+    # Where all are kept, questions count alike.
+    assert told(kept)[0] == [1, 1, 1]
 
 
 def test_blend_by_hand() -> None:
