@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from scipy.stats import spearmanr
 
 import _cli  # noqa: F401  (puts the project's folder on the path)
@@ -116,45 +115,6 @@ def run_scorer(scorer: CrossEncoderScorer, work: Work) -> Score:
         return scorer.score(scorer.tokenize(work.questions), scorer.tokenize(work.passages), work.pairs)
 
     return score
-
-
-def peers(directory: Path, device: str, max_length: int, work: Work) -> tuple[dict[str, Score], dict[str, str]]:
-    """Other people's code on the same model, and why a peer is left out."""
-    from sentence_transformers import CrossEncoder
-
-    model = CrossEncoder(str(directory), device=device, max_length=max_length, local_files_only=True)
-    texts, size = work.texts(), work.candidates
-    asked = {"batch_size": BATCH_SIZE, "activation_fn": torch.nn.Identity(), "show_progress_bar": False}
-
-    def loop() -> Floats:
-        return np.concatenate([model.predict(texts[i : i + size], **asked) for i in range(0, len(texts), size)])
-
-    found: dict[str, Score] = {"loop": loop, "predict": lambda: np.asarray(model.predict(texts, **asked))}
-    missing: dict[str, str] = {}
-    try:
-        openvino = CrossEncoder(str(directory), backend="openvino", max_length=max_length, local_files_only=True)
-        found["predict, OpenVINO backend"] = lambda: np.asarray(openvino.predict(texts, **asked))
-    except Exception as error:  # an optional peer: whatever stops it is told
-        missing["predict, OpenVINO backend"] = str(error).splitlines()[0]
-    try:
-        from rerankers import Reranker
-
-        ranker = Reranker(str(directory), model_type="cross-encoder", device=device, batch_size=BATCH_SIZE, verbose=0)
-    except Exception as error:
-        missing["rerankers"] = str(error).splitlines()[0]
-    else:
-
-        def by_rerankers() -> Floats:
-            scores = np.zeros(len(texts), dtype=np.float32)
-            for start in range(0, len(texts), size):
-                part = texts[start : start + size]
-                ranked = ranker.rank(part[0][0], [passage for _, passage in part], doc_ids=list(range(len(part))))
-                for result in ranked.results:
-                    scores[start + int(result.document.doc_id)] = result.score
-            return scores
-
-        found["rerankers"] = by_rerankers
-    return found, missing
 
 
 def agreement(scores: Floats, reference: Floats, candidates: int) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _bench_peers import OPENVINO_BACKEND, peers
 from transformers import AutoTokenizer
 
 import _bench
@@ -103,7 +104,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     work = _bench.make_work(PROJECT_ROOT / settings.data_dir / "sample", tokenizer, flags.pairs, flags.lengths)
     scorers = _bench.our_scorers(directory, model_fingerprint, device, models / "openvino", torch.get_num_threads())
-    runs, missing = _bench.peers(directory, device, scorers["exact"].max_length, work)
+    runs, missing = peers(directory, device, scorers["exact"].max_length, work)
     runs |= {label: _bench.run_scorer(scorer, work) for label, scorer in scorers.items()}
     if flags.only:
         unknown = sorted(set(flags.only) - set(runs))
@@ -137,10 +138,12 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
                 took, scores[label] = _bench.timed(score)
                 seconds[label].append(took)
                 progress(1)
+    arithmetic = {label: scorer.arithmetic for label, scorer in scorers.items()}
+    arithmetic[OPENVINO_BACKEND] = scorers["fast"].arithmetic
     results: dict[str, dict[str, Any]] = {}
     for label, times in seconds.items():
         median, low, high = _bench.ratios(times, seconds[LOOP])
-        kind = scorers[label].arithmetic if label in scorers else "float32"
+        kind = arithmetic.get(label, "float32")
         speed = flops / float(np.median(times))
         results[label] = {
             "ratio_to_loop": median,

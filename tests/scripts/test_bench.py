@@ -116,3 +116,13 @@ def test_table_row_by_hand() -> None:
         "-1.0 (-4.0 to +2.0) | 0.500 | 0.9500 | 0.4000 |"
     )
     assert bench_quality.mean_gain([found, found], "Hit@1") == pytest.approx(5.0)
+
+
+def test_the_benchmark_runs_with_the_packages_of_the_search_but_for_three() -> None:
+    def pins(name: str) -> dict[str, str]:
+        lines = (PROJECT / name).read_text(encoding="utf-8").splitlines()
+        return dict(line.split("==", 1) for line in lines if "==" in line and not line.startswith("#"))
+
+    search, bench = pins("requirements-common.txt"), pins("requirements-bench.txt")
+    differing = {name for name, version in search.items() if bench.get(name) != version}
+    assert differing == {"transformers", "tokenizers", "huggingface_hub"}
