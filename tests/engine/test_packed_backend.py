@@ -1,5 +1,6 @@
 """The packed backend with an attention that runs on a CPU, and several devices at once, against the padded model."""
 
+import inspect
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from test_bert_forward import segments_attention
 from test_pair_scorer import PASSAGES, QUESTIONS, all_pairs, torch_scorer
 
 from src.engine.openvino_graphs import BackendUnavailableError
-from src.engine.packed_backend import PackedBackend
+from src.engine.packed_backend import PackedBackend, cuda_attention
 from src.engine.pair_backends import PairBackend, PairBatch
 from src.engine.pair_scorer import CrossEncoderScorer
 from src.engine.split_backend import SplitBackend
@@ -87,3 +88,10 @@ def test_an_error_of_one_device_stops_the_run(cross_encoder: Path) -> None:
     backends: list[PairBackend] = [TorchBackend(cross_encoder, "cpu"), Broken(cross_encoder, "cpu")]
     with pytest.raises(torch.OutOfMemoryError, match="no room"):
         scores_of(CrossEncoderScorer(cross_encoder, SplitBackend(backends), 2, 64))
+
+
+def test_torchs_attention_takes_what_it_is_given() -> None:
+    # The kernel runs on CUDA alone; that its signature fits can be seen anywhere.
+    attention = cuda_attention()
+    inspect.signature(attention).bind(*(torch.zeros(1),) * 3, torch.zeros(2), torch.zeros(2), 1, 1)
+    assert attention.keywords == {"num_splits": 1}  # type: ignore[attr-defined]
