@@ -26,20 +26,12 @@ from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
 from src.models.embedded_reranker import ADAPTER_WEIGHTS, load_base_classifier, merge_adapter
 from src.models.resolve import EMBEDDED, ModelResolver, ResolvedModel
+from src.quality.adapter import load_adapter, read_recipe, save_adapter, wrap_with_lora
 from src.quality.augment import Rewriter, pairs_by_rule
 from src.quality.compare import compare
 from src.quality.crossval import LabelledCandidates, ScorePairs, out_of_fold_scores, split_folds
 from src.quality.mining import Example, Miner, read_pairs
-from src.quality.training import (
-    Source,
-    Trainer,
-    TrainingSettings,
-    held_out_accuracy,
-    load_adapter,
-    read_recipe,
-    save_adapter,
-    wrap_with_lora,
-)
+from src.quality.training import Source, Trainer, TrainingSettings, held_out_accuracy
 from src.retrieval import retrieve
 from src.stages.chunk import sentence_spans
 from src.stages.rerank import PassageTexts, blend

@@ -1,13 +1,11 @@
 """Fine-tuning a cross-encoder: listwise loss over mined hard negatives, a small LoRA adapter.
 
 The loss is the softmax cross-entropy over one positive and n negatives of a question (the listwise loss with one
-relevant item; Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Listwise Approach"). LoRA: Hu et al. 2021.
+relevant item; Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Listwise Approach").
 """
 
-import json
 import logging
 import random
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -18,17 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
 
 from src.core.artifacts import atomic_path
 from src.core.errors import UserError
 from src.core.types import Progress
 from src.engine.devices import half_precision
-from src.models.embedded_reranker import ADAPTER_WEIGHTS
 from src.quality.mining import Example
 
-ENCODER_LINEARS = r".*encoder\.layer\.\d+\..*\.(query|key|value|dense)"
-_LAYER_NUMBER = re.compile(r"encoder\.layer\.(\d+)\.")
 _STATE_FILE = "training_state.pt"
 
 log = logging.getLogger(__name__)
@@ -115,60 +109,6 @@ def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
     return max(0.0, (settings.steps - step) / max(1, settings.steps - settings.warmup_steps))
 
 
-def wrap_with_lora(model: torch.nn.Module, settings: TrainingSettings) -> Any:
-    """Add LoRA to every encoder layer; pooler and classifier are trained whole, as no base model ships them."""
-    config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        target_modules=ENCODER_LINEARS,
-        modules_to_save=["pooler", "classifier"],
-    )
-    return get_peft_model(model, config)
-
-
-def read_recipe(folder: Path) -> dict[str, Any]:
-    """The recipe of an adapter that :func:`save_adapter` wrote.
-
-    Raises:
-        UserError: where ``folder`` holds no such adapter.
-    """
-    for name in ("recipe.json", ADAPTER_WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: missing. Give a folder that a training has written.")
-    recipe: dict[str, Any] = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-    return recipe
-
-
-def load_adapter(model: Any, folder: Path, base: str, settings: TrainingSettings) -> None:
-    """Give a model from :func:`wrap_with_lora` the weights of an adapter that :func:`save_adapter` wrote.
-
-    The adapter may have layers that the model lacks: they are left out.
-
-    Raises:
-        UserError: where ``folder`` holds no adapter, or one of another base or rank, or without one of the layers.
-    """
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    recipe = read_recipe(folder)
-    theirs, kept = (recipe["base"], recipe["settings"]["rank"]), recipe["settings"]["layers"]
-    if theirs != (base, settings.rank) or not set(settings.layers) <= set(kept):
-        raise UserError(
-            f"{folder}: an adapter of base and rank {theirs} with layers {kept}; this training has "
-            f"{(base, settings.rank)} with layers {list(settings.layers)}. Give --base, --rank and --layers to fit."
-        )
-    place = {kept.index(layer): i for i, layer in enumerate(settings.layers)}
-    state = {}
-    for name, value in load_file(folder / ADAPTER_WEIGHTS).items():
-        found = _LAYER_NUMBER.search(name)
-        if found is None:
-            state[name] = value
-        elif int(found[1]) in place:
-            state[_LAYER_NUMBER.sub(f"encoder.layer.{place[int(found[1])]}.", name)] = value
-    set_peft_model_state_dict(model, state)
-
-
 class Trainer:
     """Trains a LoRA model in place.
 
@@ -176,7 +116,7 @@ class Trainer:
     float32 masters, so that small updates are not rounded away.
 
     Args:
-        model: a PEFT model with one logit, see :func:`wrap_with_lora`.
+        model: a PEFT model with one logit, see :func:`~src.quality.adapter.wrap_with_lora`.
         tokenizer: its tokenizer.
         folder: where checkpoints go; a training that was interrupted there goes on from its last one.
     """
@@ -352,30 +292,3 @@ def held_out_accuracy(trainer: Trainer, examples: Sequence[Example], negatives: 
             scores = trainer.logits([(example.question, text) for text in texts])
             hits += int(bool((scores[1:] < scores[0]).all()))
     return hits / max(1, len(examples))
-
-
-def save_adapter(
-    model: Any, folder: Path, settings: TrainingSettings, base: str, history: Sequence[Any], data: Sequence[Any] = ()
-) -> None:
-    """Write the adapter as float16 safetensors with its configuration and recipe.
-
-    Args:
-        base: name of the base model, such as ``embedded:multilingual-e5-small``; no machine path is kept.
-        data: what it was trained on, for the recipe.
-    """
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().half().cpu().contiguous() for name, value in get_peft_model_state_dict(model).items()}
-    with atomic_path(folder / ADAPTER_WEIGHTS) as temporary:
-        save_file(state, temporary, metadata={"format": "pt"})
-    config = model.peft_config["default"].to_dict()
-    config["base_model_name_or_path"] = base
-    config["inference_mode"] = True
-    config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    with atomic_path(folder / "adapter_config.json") as temporary:
-        temporary.write_text(json.dumps(config, indent=2, default=str, sort_keys=True) + "\n", encoding="utf-8")
-    with atomic_path(folder / "recipe.json") as temporary:
-        recipe = {"base": base, "settings": asdict(settings), "data": list(data), "history": list(history)}
-        temporary.write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")

@@ -11,18 +11,9 @@ from transformers import BertModel
 
 from src.core.errors import UserError
 from src.models.embedded_reranker import load_base_classifier
+from src.quality.adapter import load_adapter, save_adapter, wrap_with_lora
 from src.quality.mining import Example
-from src.quality.training import (
-    Source,
-    Trainer,
-    TrainingSettings,
-    draw,
-    held_out_accuracy,
-    learning_rate_factor,
-    load_adapter,
-    save_adapter,
-    wrap_with_lora,
-)
+from src.quality.training import Source, Trainer, TrainingSettings, draw, held_out_accuracy, learning_rate_factor
 
 SHAPE = TrainingSettings(
     layers=(0,), rank=4, alpha=8, learning_rate=3e-3, warmup_steps=2, steps=12, questions_per_step=2,
