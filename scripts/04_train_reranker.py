@@ -31,7 +31,7 @@ from src.quality.augment import Rewriter, pairs_by_rule
 from src.quality.compare import compare
 from src.quality.crossval import LabelledCandidates, ScorePairs, out_of_fold_scores, split_folds
 from src.quality.mining import Example, Miner, read_pairs
-from src.quality.training import Source, Trainer, TrainingSettings, held_out_accuracy
+from src.quality.training import Source, Trainer, TrainingSettings, describe_sources, held_out_accuracy
 from src.retrieval import retrieve
 from src.stages.chunk import sentence_spans
 from src.stages.rerank import PassageTexts, blend
@@ -204,6 +204,15 @@ class Forge:
     folder: Path
     device: str
 
+    @property
+    def start(self) -> dict[str, str]:
+        """What every trainer starts from, with fingerprints."""
+        adapter = "none"
+        if self.continue_from is not None:
+            content = [read_recipe(self.continue_from), file_sha256(self.continue_from / ADAPTER_WEIGHTS)]
+            adapter = f"{self.continue_from.name}, fingerprint {fingerprint(content)}"
+        return {"base": f"{self.base.used}, fingerprint {self.base.fingerprint}", "adapter": adapter}
+
     def trainer(self, name: str) -> Trainer:
         """A trainer that keeps its checkpoints under ``name``."""
         # Weights that no base ships start from this, in every fold alike.
@@ -213,7 +222,7 @@ class Forge:
         if self.continue_from is not None:
             load_adapter(model, self.continue_from, self.base.used, self.shape)
         tokenizer = AutoTokenizer.from_pretrained(self.base.directory, local_files_only=True)
-        return Trainer(model, tokenizer, self.shape, self.folder / name, self.device)
+        return Trainer(model, tokenizer, self.shape, self.folder / name, self.device, self.start)
 
 
 def _all_layers(base: ResolvedModel) -> range:
@@ -233,9 +242,7 @@ def _cross_validate(
         return trainer.scores
 
     folds = split_folds(labelled.labelled, flags.folds, flags.seed)
-    adapter = forge.continue_from
-    start = None if adapter is None else [read_recipe(adapter), file_sha256(adapter / ADAPTER_WEIGHTS)]
-    key = fingerprint([forge.base.fingerprint, start, asdict(forge.shape), [[s.name, s.share] for s in others]])
+    key = fingerprint([forge.start, asdict(forge.shape), describe_sources(others), share])
     tuned = out_of_fold_scores(labelled, folds, train, forge.folder, key)
     runs = [replace(labelled.candidates, name="stage one")]
     if forge.base.role == "cross-encoder":

@@ -7,7 +7,7 @@ relevant item; Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Lis
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from src.core.artifacts import atomic_path
+from src.core.artifacts import atomic_path, fingerprint_strings
 from src.core.errors import UserError
 from src.core.types import Progress
 from src.engine.devices import half_precision
@@ -109,6 +109,18 @@ def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
     return max(0.0, (settings.steps - step) / max(1, settings.steps - settings.warmup_steps))
 
 
+def describe_sources(sources: Sequence[Source]) -> dict[str, str]:
+    """What a training draws from, one line per source with a fingerprint of its examples; equal only where they are."""
+    found = {}
+    for number, source in enumerate(sources, start=1):
+        texts = (text for e in source.examples for text in (e.question, e.positive, *e.negatives))
+        content = fingerprint_strings(texts, (str(len(e.negatives)) for e in source.examples))
+        found[f"source {number}"] = (
+            f"{source.name}, {len(source.examples)} examples, share {source.share}, fingerprint {content}"
+        )
+    return found
+
+
 class Trainer:
     """Trains a LoRA model in place.
 
@@ -119,13 +131,24 @@ class Trainer:
         model: a PEFT model with one logit, see :func:`~src.quality.adapter.wrap_with_lora`.
         tokenizer: its tokenizer.
         folder: where checkpoints go; a training that was interrupted there goes on from its last one.
+        start: name -> value of what ``model`` was made from, with fingerprints; a checkpoint of another start is
+            refused.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, settings: TrainingSettings, folder: Path, device: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        settings: TrainingSettings,
+        folder: Path,
+        device: str,
+        start: Mapping[str, str],
+    ) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
         self.folder = folder
         self.device = device
+        self.made_from = dict(start)
         # bfloat16 on CUDA too: its range needs no loss scaling.
         dtype = torch.float32 if half_precision(device) is None else torch.bfloat16
         self.model = model.to(device=device, dtype=dtype)
@@ -151,8 +174,10 @@ class Trainer:
             patience: stop after this many evaluations without a better one.
 
         Raises:
-            UserError: where the loss is no longer finite.
+            UserError: where the loss is no longer finite, or the checkpoint in the folder is of a training with other
+                settings, of another start or on other examples.
         """
+        self.made_from.update(describe_sources(sources))
         first, best, best_masters, worse = self._resume()
         with bars("Training", self.settings.steps) as progress:
             progress(first)
@@ -254,6 +279,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "settings": asdict(self.settings),
+            "made_from": self.made_from,
             "step": step,
             "best": best,
             "worse": worse,
@@ -273,6 +299,17 @@ class Trainer:
         if state["settings"] != asdict(self.settings):
             raise UserError(
                 f"{path}: an interrupted training with other settings lies there. Remove it, or repeat those settings."
+            )
+        theirs, ours = state.get("made_from", {}), self.made_from
+        changed = [
+            f"{name}: {theirs.get(name, 'none')} there, {ours.get(name, 'none')} here"
+            for name in sorted({*theirs, *ours})
+            if theirs.get(name) != ours.get(name)
+        ]
+        if changed:
+            raise UserError(
+                f"{path}: an interrupted training of another origin lies there ({'; '.join(changed)}). "
+                "Take another --name, remove the checkpoints, or repeat the command of that training."
             )
         for master, kept in zip(self.masters, state["masters"], strict=True):
             master.copy_(kept)

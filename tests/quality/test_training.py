@@ -37,10 +37,21 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trainer(base: Path, folder: Path, settings: TrainingSettings = SHAPE) -> Trainer:
+START = {"base": "tiny, fingerprint 1", "adapter": "none"}
+
+
+def trainer(base: Path, folder: Path, settings: TrainingSettings = SHAPE, start: dict[str, str] = START) -> Trainer:
     torch.manual_seed(9)
     model = wrap_with_lora(load_base_classifier(base, settings.layers), settings)
-    return Trainer(model, bert_tokenizer(), settings, folder, "cpu")
+    return Trainer(model, bert_tokenizer(), settings, folder, "cpu", start)
+
+
+@pytest.fixture(scope="module")
+def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the checkpoint of a whole training on EXAMPLES."""
+    folder = tmp_path_factory.mktemp("finished")
+    trainer(base, folder).train([Source("one", EXAMPLES)], bars, save_every=12)
+    return folder
 
 
 def test_an_adapter_is_gone_on_from_layer_by_layer(base: Path, tmp_path: Path) -> None:
@@ -157,6 +168,32 @@ def test_a_checkpoint_of_other_settings_is_refused(base: Path, tmp_path: Path) -
     other = trainer(base, tmp_path, TrainingSettings(**{**SHAPE.__dict__, "steps": 20}))
     with pytest.raises(UserError, match="interrupted training with other settings"):
         other.train([Source("one", EXAMPLES)], bars)
+
+
+ONE = [Source("one", EXAMPLES)]
+
+
+@pytest.mark.parametrize(
+    ("sources", "start", "message"),
+    [
+        ([Source("one", EXAMPLES[:-1])], START, r"source 1: one, 6 examples, share 1\.0, .* there, one, 5 examples"),
+        ([Source("one", [*EXAMPLES[1:], EXAMPLES[0]])], START, "source 1: one, 6 examples"),
+        (
+            [Source("one", [replace(EXAMPLES[0], negatives=EXAMPLES[0].negatives[1:]), *EXAMPLES[1:]])],
+            START,
+            "source 1",
+        ),
+        ([Source("one", EXAMPLES, 0.5)], START, r"share 1\.0, .* there, one, 6 examples, share 0\.5"),
+        ([*ONE, Source("two", EXAMPLES)], START, "source 2: none there, two, 6 examples"),
+        (ONE, {**START, "base": "tiny, fingerprint 2"}, "base: tiny, fingerprint 1 there, tiny, fingerprint 2 here"),
+        (ONE, {**START, "adapter": "a, fingerprint 3"}, "adapter: none there, a, fingerprint 3 here"),
+    ],
+)
+def test_a_checkpoint_of_other_examples_or_another_start_is_refused(
+    finished: Path, base: Path, sources: list[Source], start: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"training of another origin lies there .*{message}.*Take another --name"):
+        trainer(base, finished, start=start).train(sources, bars, save_every=12)
 
 
 def test_the_best_evaluation_is_kept_and_patience_ends_it(base: Path, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import load_script
@@ -7,6 +9,8 @@ from test_run import Project
 
 from config import Settings
 from src.core.errors import UserError
+from src.quality.mining import Example
+from src.quality.training import Source, TrainingSettings
 
 
 @pytest.fixture
@@ -54,6 +58,42 @@ def test_labels_become_a_model_that_any_tool_loads(
     assert any(line.startswith("✓ Cross-encoder loaded") for line in project.run("03_run_search", settings=used))
     with pytest.raises(UserError, match="mine: exists already"):
         train(project, tmp_path, monkeypatch, "--name", "mine")
+
+
+def test_an_interrupted_cross_validation_never_goes_on_with_other_folds(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    # Fold 0 is trained to its end, and its checkpoint lies there; its scores do not.
+    monkeypatch.setattr("src.quality.crossval.LabelledCandidates.score", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(project, tmp_path, monkeypatch, "--name", "cut", "--folds", "2")
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"fold-0.*of another origin .*labels, 2 examples.* there, labels, 3 examples"):
+        train(project, tmp_path, monkeypatch, "--name", "cut", "--folds", "4")
+    lines = train(project, tmp_path, monkeypatch, "--name", "cut", "--folds", "2")
+    assert any(line.startswith("Going on from step 4 of an interrupted training in ") for line in lines)
+    assert any(line.startswith("Cross-validation over 2 folds, 4 labelled") for line in lines)
+
+
+def test_kept_scores_of_a_fold_are_of_the_same_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, keys = load_script("04_train_reranker"), []
+
+    def note(labelled: object, folds: object, train: object, kept: Path, key: str) -> None:
+        keys.append(key)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "out_of_fold_scores", note)
+    forge = SimpleNamespace(start={"base": "b"}, shape=TrainingSettings(), folder=tmp_path)
+    for passage in ("old", "old", "new"):
+        sources = [Source("pairs", [Example("q", passage, ("n",))]), Source("labels", [])]
+        with pytest.raises(KeyboardInterrupt):
+            script._cross_validate(
+                SimpleNamespace(labelled=("q1", "q2")), sources, forge, Namespace(folds=2, seed=0), 0.5
+            )
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_what_cannot_be_trained_on(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
