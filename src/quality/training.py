@@ -263,13 +263,16 @@ class Trainer:
             [passage for _, passage in pairs],
             truncation="only_second",
             max_length=self.settings.max_tokens,
-        )["input_ids"]
-        order = sorted(range(len(pairs)), key=lambda i: len(encoded[i]))
+        )
+        # As in the search: types go with the ids, unless the model has a single one.
+        typed = "token_type_ids" in encoded and getattr(self.model.config, "type_vocab_size", 0) > 1
+        names = ["input_ids", "token_type_ids"] if typed else ["input_ids"]
+        order = sorted(range(len(pairs)), key=lambda i: len(encoded["input_ids"][i]))
         parts = []
         for start in range(0, len(order), per_batch):
-            ids = [encoded[i] for i in order[start : start + per_batch]]
+            part = {name: [encoded[name][i] for i in order[start : start + per_batch]] for name in names}
             # Few distinct widths: kernels are made once per shape on a CPU.
-            inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt", pad_to_multiple_of=16)
+            inputs = self.tokenizer.pad(part, return_tensors="pt", pad_to_multiple_of=16)
             parts.append(self.model(**inputs.to(self.device)).logits[:, 0].float())
         inverse = torch.empty(len(order), dtype=torch.long)
         inverse[torch.tensor(order)] = torch.arange(len(order))

@@ -4,12 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import bert_tokenizer, tiny_config
-from transformers import BertModel
+from transformers import AutoTokenizer, BertModel
 
 from src.core.errors import UserError
+from src.engine.pair_scorer import CrossEncoderScorer
+from src.engine.torch_backend import TorchBackend
 from src.models.embedded_reranker import load_base_classifier
 from src.quality.adapter import load_adapter, save_adapter, wrap_with_lora
 from src.quality.mining import Example
@@ -52,6 +55,36 @@ def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     trainer(base, folder).train([Source("one", EXAMPLES)], bars, save_every=12)
     return folder
+
+
+@pytest.mark.parametrize("which", ["cross_encoder", "xlmr_cross_encoder"])
+def test_the_trainer_scores_as_the_search_does(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.quality.training.half_precision", lambda device: None)
+    folder = request.getfixturevalue(which)
+    model = wrap_with_lora(load_base_classifier(folder), SHAPE)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    pairs = [(question, f"{passage} да") for question in WORDS[:3] for passage in WORDS]
+    found = Trainer(model, tokenizer, replace(SHAPE, max_tokens=64), tmp_path, "cpu", START).scores(pairs)
+    search = CrossEncoderScorer(folder, TorchBackend(folder, "cpu"), batch_size=4, max_length=64)
+    rows = np.array([(i, i) for i in range(len(pairs))], dtype=np.int32)
+    expected = search.score(search.tokenize([q for q, _ in pairs]), search.tokenize([p for _, p in pairs]), rows)
+    assert np.ptp(expected) > 1e-3  # the comparison would be empty on equal scores
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_types_are_left_out_where_the_model_has_one(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.quality.training.half_precision", lambda device: None)
+    model = trainer(base, tmp_path)
+    plain = model.tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    without = model.scores([("карта", "вклад")])
+    model.tokenizer.model_input_names = [*plain, "token_type_ids"]
+    assert model.scores([("карта", "вклад")]) != without
+    model.model.config.type_vocab_size = 1
+    assert model.scores([("карта", "вклад")]) == without
 
 
 def test_an_adapter_is_gone_on_from_layer_by_layer(base: Path, tmp_path: Path) -> None:
