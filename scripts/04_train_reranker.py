@@ -42,6 +42,8 @@ PairFile = tuple[Path, float, int | None]
 
 ADAPTER_FOLDER = "adapter"
 MOST_HELD_OUT = 200
+# With fewer, one question more or less right decides which checkpoint is called the best.
+FEWEST_HELD_OUT = 20
 
 
 def _parser(settings: Settings) -> argparse.ArgumentParser:
@@ -165,7 +167,7 @@ def _labelled(flags: argparse.Namespace, settings: Settings, resolver: ModelReso
 
 
 def _split(sources: Sequence[Source], share: float, seed: int) -> tuple[list[Source], list[Example]]:
-    """Whole questions are held out, from every source by its size."""
+    """Whole questions are held out, from every source by its size; none where they would be too few to tell."""
     kept: list[Source] = []
     held_out: list[Example] = []
     for source in sources:
@@ -180,6 +182,8 @@ def _split(sources: Sequence[Source], share: float, seed: int) -> tuple[list[Sou
             )
         )
         held_out.extend(e for e in source.examples if e.question in chosen and len(e.negatives) >= 5)
+    if len({example.question for example in held_out}) < FEWEST_HELD_OUT:
+        return list(sources), []
     random.Random(seed).shuffle(held_out)
     return kept, held_out[:MOST_HELD_OUT]
 
@@ -256,8 +260,9 @@ def _cross_validate(
     runs.append(blend(labelled.candidates, tuned, weight, "fine-tuned, blended"))
     compared = compare(runs, labelled.corpus, labelled.queries, labelled.qrels)
     log.info(
-        "Cross-validation over %d folds, %d labelled questions, %d candidates, blend weight %g:",
-        flags.folds, compared.labelled, labelled.candidates.depth, weight,
+        "Cross-validation over %d folds (each trained all %d steps), %d labelled questions, %d candidates, "
+        "blend weight %g:",
+        flags.folds, forge.shape.steps, compared.labelled, labelled.candidates.depth, weight,
     )  # fmt: skip
     for line in gain_lines(compared):
         log.info("  %s", line)
@@ -305,16 +310,22 @@ def _run(settings: Settings, flags: argparse.Namespace, models: Path, target: Pa
         _cross_validate(labelled, sources, forge, flags, settings.reranker_blend_weight)
     trainer = forge.trainer("all")
     before = held_out_accuracy(trainer, held_out)
-    log.info("Held out: %d questions, Hit@1 among 11 before training: %.4f", len(held_out), before)
-    trainer.train(
-        sources, progress_bar, flags.save_every, lambda t: held_out_accuracy(t, held_out), flags.patience
-    )  # fmt: skip
+    if held_out:
+        log.info("Held out: %d questions, Hit@1 among 11 before training: %.4f", len(held_out), before)
+    else:
+        log.info(
+            "Held out: none, as --held-out %g would give fewer than %d questions: all %d steps are trained, "
+            "and the last model is kept.", flags.held_out, FEWEST_HELD_OUT, flags.steps,
+        )  # fmt: skip
+    evaluate = (lambda t: held_out_accuracy(t, held_out)) if held_out else None
+    trainer.train(sources, progress_bar, flags.save_every, evaluate, flags.patience)
     data = [{"source": s.name, "examples": len(s.examples), "share": s.share} for s in sources]
     with atomic_directory(target) as temporary:
         save_adapter(trainer.model, temporary / ADAPTER_FOLDER, shape, base.used, trainer.history, data)
         merge_adapter(base.directory, temporary / ADAPTER_FOLDER, temporary)
     shutil.rmtree(forge.folder, ignore_errors=True)
-    log.info("Held out: Hit@1 among 11: %.4f -> %.4f", before, max(r["held_out"] for r in trainer.history))
+    if held_out:
+        log.info("Held out: Hit@1 among 11: %.4f -> %.4f", before, max(r["held_out"] for r in trainer.history))
     log.info("Model: %s. To use it: CROSS_ENCODER_MODEL = %r", target, f"data/models/{flags.name}")
 
 

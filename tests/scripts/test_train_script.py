@@ -1,6 +1,7 @@
+import json
 from argparse import Namespace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from conftest import load_script
@@ -23,8 +24,10 @@ def project(
     return found
 
 
-def train(project: Project, root: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> list[str]:
-    script = load_script("04_train_reranker")
+def train(
+    project: Project, root: Path, monkeypatch: pytest.MonkeyPatch, *flags: str, script: ModuleType | None = None
+) -> list[str]:
+    script = script or load_script("04_train_reranker")
     monkeypatch.setattr(script, "PROJECT_ROOT", root)
     project.caplog.clear()
     script.run(
@@ -39,14 +42,23 @@ def test_labels_become_a_model_that_any_tool_loads(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = train(project, tmp_path, monkeypatch, "--name", "mine", "--held-out", "0.25", "--folds", "2")
-    assert "Training on labels: 3 examples, share 1" in lines
-    measured = next(i for i, line in enumerate(lines) if line.startswith("Cross-validation over 2 folds, 4 labelled"))
+    assert "Training on labels: 4 examples, share 1" in lines
+    start = "Cross-validation over 2 folds (each trained all 4 steps), 4 labelled questions"
+    measured = next(i for i, line in enumerate(lines) if line.startswith(start))
     assert lines[measured + 1].startswith("  stage one -> base, blended: Hit@1 ")
     assert any(line.startswith("  stage one -> fine-tuned, blended: Hit@5 1.0000 -> 1.0000") for line in lines)
     saved = next(i for i, line in enumerate(lines) if line.startswith("Model: "))
     assert measured < saved
     assert not (tmp_path / "data" / "models" / "mine.training").exists()
+    # One question of four is too few to choose a model by: all four steps are trained, as in the folds.
+    assert (
+        "Held out: none, as --held-out 0.25 would give fewer than 20 questions: all 4 steps are trained, "
+        "and the last model is kept."
+    ) in lines
     folder = tmp_path / "data" / "models" / "mine"
+    history = json.loads((folder / "adapter" / "recipe.json").read_text(encoding="utf-8"))["history"]
+    assert [sorted(record) for record in history] == [["accuracy", "loss", "step"]] * 2
+    assert history[-1]["step"] == 4
     assert {path.name for path in (folder / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -75,7 +87,7 @@ def test_an_interrupted_cross_validation_never_goes_on_with_other_folds(
         train(project, tmp_path, monkeypatch, "--name", "cut", "--folds", "4")
     lines = train(project, tmp_path, monkeypatch, "--name", "cut", "--folds", "2")
     assert any(line.startswith("Going on from step 4 of an interrupted training in ") for line in lines)
-    assert any(line.startswith("Cross-validation over 2 folds, 4 labelled") for line in lines)
+    assert any(line.startswith("Cross-validation over 2 folds (each") for line in lines)
 
 
 def test_kept_scores_of_a_fold_are_of_the_same_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +106,31 @@ def test_kept_scores_of_a_fold_are_of_the_same_pairs(tmp_path: Path, monkeypatch
                 SimpleNamespace(labelled=("q1", "q2")), sources, forge, Namespace(folds=2, seed=0), 0.5
             )
     assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize(
+    ("questions", "share", "held_out"), [(399, 0.05, 0), (400, 0.05, 20), (400, 0.0, 0), (8, 0.5, 0)]
+)
+def test_fewer_than_twenty_questions_are_never_held_out(questions: int, share: float, held_out: int) -> None:
+    examples = [Example(f"q{i}", "right", ("a", "b", "c", "d", "e")) for i in range(questions)]
+    sources, chosen = load_script("04_train_reranker")._split([Source("labels", examples)], share, 0)
+    assert len(chosen) == held_out
+    kept = {example.question for example in sources[0].examples}
+    assert len(kept) == questions - held_out
+    assert not kept & {example.question for example in chosen}
+
+
+def test_where_enough_are_held_out_the_best_figure_is_told(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = iter([0.25, 0.75, 0.5])
+    script = load_script("04_train_reranker")
+    monkeypatch.setattr(script, "PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr(script, "_split", lambda sources, share, seed: (list(sources), list(sources[0].examples)))
+    monkeypatch.setattr(script, "held_out_accuracy", lambda trainer, examples: next(figures))
+    lines = train(project, tmp_path, monkeypatch, "--folds", "0", script=script)
+    assert "Held out: 4 questions, Hit@1 among 11 before training: 0.2500" in lines
+    assert "Held out: Hit@1 among 11: 0.2500 -> 0.7500" in lines
 
 
 def test_what_cannot_be_trained_on(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
