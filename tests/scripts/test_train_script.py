@@ -33,6 +33,7 @@ def train(
     script.run(
         project.settings,
         ["--data-dir", str(project.data), "--base", project.settings.cross_encoder_model, "--steps", "4",
+         "--warmup-steps", "2",
          "--questions-per-step", "2", "--negatives", "2", "--rank", "4", "--save-every", "2", *flags],
     )  # fmt: skip
     return [record.getMessage() for record in project.caplog.records]
@@ -136,10 +137,63 @@ def test_where_enough_are_held_out_the_best_figure_is_told(
 def test_what_cannot_be_trained_on(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="is not a share and a number of pairs"):
         train(project, tmp_path, monkeypatch, "--pairs", "x.jsonl=much")
+    script = load_script("04_train_reranker")
+    # Told before stage one runs, which takes long on a large corpus.
+    monkeypatch.setattr(script, "retrieve", None)
     with pytest.raises(UserError, match="--folds 5: 4 questions are labelled"):
-        train(project, tmp_path, monkeypatch)
+        train(project, tmp_path, monkeypatch, script=script)
+    with pytest.raises(
+        UserError, match=r"--max-tokens 16: the question 'сколько стоит снять наличку с кредитки' has 33"
+    ):
+        train(project, tmp_path, monkeypatch, "--folds", "0", "--max-tokens", "16")
+    with pytest.raises(UserError, match=r"--max-tokens 129: .* reads at most 128\. Give --max-tokens 128 or less"):
+        train(project, tmp_path, monkeypatch, "--folds", "0", "--max-tokens", "129")
     (project.data / "raw" / "qrels.csv").unlink()
     with pytest.raises(UserError, match="no labels at "):
         train(project, tmp_path, monkeypatch)
     models = tmp_path / "data" / "models"
     assert not models.exists() or not list(models.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--folds", "1"], "--folds 1: a cross-validation needs 2 folds or more; 0 leaves it out."),
+        (["--folds", "-2"], "--folds -2: a cross-validation needs 2 folds or more"),
+        (["--name", "a/b"], "--name 'a/b': the name of a folder under data/models is needed: .* no slash"),
+        (["--name", ".."], r"--name '\.\.': the name of a folder"),
+        (["--name", ""], "--name '': the name of a folder"),
+        (["--name", "x.training"], "not ending in .training"),
+        (["--name", "mined"], "--name mined: the project keeps files of its own there"),
+        (["--name", "e5-small-reranker"], "--name e5-small-reranker: the project keeps files of its own there"),
+        (["--steps", "39"], "--steps 39: warm-up takes 40 steps, .* or --warmup-steps from 0 to 38."),
+        (["--steps", "40"], "--steps 40: warm-up takes 40 steps"),
+        (["--warmup-steps", "-1"], "--steps 2000: warm-up takes -1 steps"),
+        (["--held-out", "1"], "--held-out 1: a share is needed, from 0 to below 1"),
+        (["--held-out", "-0.1"], "--held-out -0.1: a share is needed"),
+        (["--learning-rate", "0"], "--learning-rate 0: a number above 0 is needed"),
+        (["--learning-rate", "nan"], "--learning-rate nan: a number above 0 is needed"),
+        (["--rule-share", "-1"], "--rule-share -1: a number above 0 is needed"),
+        (["--rule-pairs", "-5"], "--rule-pairs -5: a number of pairs is needed, or 0 for none"),
+        (["--no-use-labels"], "--no-use-labels leaves nothing to train on"),
+        (["--pairs", "no.jsonl=0.5"], "--pairs no.jsonl: no such file"),
+        (["--continue-from", "nowhere"], "nowhere/recipe.json: missing"),
+    ],
+)
+def test_flags_that_cannot_be_meant(
+    flags: list[str], message: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load_script("04_train_reranker")
+    monkeypatch.setattr(script, "PROJECT_ROOT", tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        script.run(settings, ["--data-dir", str(tmp_path / "d"), *flags])
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_base_that_cannot_be_trained(
+    two_logit_model: Path, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"--base .*two-logits: cannot be fine-tuned ") as error:
+        train(project, tmp_path, monkeypatch, "--folds", "0", "--base", str(two_logit_model))
+    assert "\n" not in str(error.value)
