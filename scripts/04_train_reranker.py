@@ -167,8 +167,18 @@ def _cross_validate(
     share = next(source.share for source in sources if source.name == "labels")
 
     def train(number: int, examples: list[Example]) -> ScorePairs:
+        # The same question may be asked twice, under two ids or in a file of pairs.
+        tested = {
+            " ".join(text.casefold().split())
+            for query_id, text in zip(labelled.queries.query_ids, labelled.queries.texts, strict=True)
+            if query_id in folds[number]
+        }
+        sources = [
+            replace(s, examples=[e for e in s.examples if " ".join(e.question.casefold().split()) not in tested])
+            for s in (*others, Source("labels", examples, share))
+        ]
         trainer = forge.trainer(f"fold-{number}")
-        trainer.train([*others, Source("labels", examples, share)], progress_bar, flags.save_every)
+        trainer.train(sources, progress_bar, flags.save_every)
         return trainer.scores
 
     folds = split_folds(labelled.labelled, flags.folds, flags.seed)

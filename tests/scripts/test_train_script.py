@@ -1,5 +1,6 @@
 import json
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -107,6 +108,38 @@ def test_kept_scores_of_a_fold_are_of_the_same_pairs(tmp_path: Path, monkeypatch
                 SimpleNamespace(labelled=("q1", "q2")), sources, forge, Namespace(folds=2, seed=0), 0.5
             )
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_fold_never_trains_on_its_own_questions_under_another_id_or_from_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load_script("04_train_reranker")
+    seen: list[list[str]] = []
+
+    class Stub:
+        scores = None
+
+        def train(self, sources: list[Source], *_: object) -> None:
+            seen.append([example.question for source in sources for example in source.examples])
+
+    def train_both(labelled: object, folds: object, train: Callable[..., object], kept: Path, key: str) -> None:
+        train(0, [Example("Card  fee?", "p", ("n",)), Example("rate?", "p", ("n",))])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "out_of_fold_scores", train_both)
+    monkeypatch.setattr(script, "split_folds", lambda *_: [frozenset({"q1"}), frozenset({"q2", "q3"})])
+    queries = SimpleNamespace(query_ids=("q1", "q2", "q3"), texts=("card fee?", "Card  fee?", "rate?"))
+    forge = SimpleNamespace(start={}, shape=TrainingSettings(), folder=tmp_path, trainer=lambda name: Stub())
+    pairs = [Example("CARD fee?", "p", ("n",)), Example("hours?", "p", ("n",))]
+    with pytest.raises(KeyboardInterrupt):
+        script._cross_validate(
+            SimpleNamespace(labelled=("q1", "q2", "q3"), queries=queries),
+            [Source("pairs", pairs), Source("labels", [])],
+            forge,
+            Namespace(folds=2, seed=0, save_every=1),
+            0.5,
+        )
+    assert seen == [["hours?", "rate?"]]
 
 
 @pytest.mark.parametrize(
