@@ -12,7 +12,7 @@ RERANKER_CANDIDATE_K = 100  # documents per question that the cross-encoder read
 RERANKER_BATCH_SIZE = 32  # pairs per forward pass; halved by itself where memory runs out
 TOP_K = 5  # documents per question in the submission
 DEVICE = "auto"  # auto, cpu, cuda, cuda:1, mps
-CPU_THREADS = 0  # 0: one per core
+CPU_THREADS = 0  # 0: one per core that this process may use, in a container too
 CPU_ENGINE = "auto"  # auto: OpenVINO, and torch where that cannot run a model; or openvino, or torch
 
 # --- models ---

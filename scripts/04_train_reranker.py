@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
+from _cli import PROJECT_ROOT, main, set_up_threads
 from _inputs import choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import cpu_engine, encoder_plans, index_plan, model_resolver, search_plan
+from _train_flags import PairFile, check_base, check_flags, check_lengths, file_share_and_size, training_parser
 from config import Settings
 from src.core.artifacts import atomic_directory, file_sha256, fingerprint
 from src.core.data_lock import data_lock
@@ -26,102 +27,22 @@ from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
 from src.models.embedded_reranker import ADAPTER_WEIGHTS, load_base_classifier, merge_adapter
 from src.models.resolve import EMBEDDED, ModelResolver, ResolvedModel
+from src.quality.adapter import load_adapter, read_recipe, save_adapter, wrap_with_lora
 from src.quality.augment import Rewriter, pairs_by_rule
 from src.quality.compare import compare
 from src.quality.crossval import LabelledCandidates, ScorePairs, out_of_fold_scores, split_folds
 from src.quality.mining import Example, Miner, read_pairs
-from src.quality.training import (
-    Source,
-    Trainer,
-    TrainingSettings,
-    held_out_accuracy,
-    load_adapter,
-    read_recipe,
-    save_adapter,
-    wrap_with_lora,
-)
+from src.quality.training import Source, Trainer, TrainingSettings, describe_sources, held_out_accuracy
 from src.retrieval import retrieve
 from src.stages.chunk import sentence_spans
 from src.stages.rerank import PassageTexts, blend
 
 log = logging.getLogger("search")
 
-PairFile = tuple[Path, float, int | None]
-
 ADAPTER_FOLDER = "adapter"
 MOST_HELD_OUT = 200
-
-
-def _parser(settings: Settings) -> argparse.ArgumentParser:
-    defaults = TrainingSettings()
-    parser = argparse.ArgumentParser(prog="04_train_reranker.py", description=__doc__)
-    add_data_flags(parser, settings)
-    add = parser.add_argument
-    add(
-        "--pairs", nargs="*", default=[], metavar="FILE[=SHARE[:N]]",
-        help="JSON lines {question, passage}; share of the questions drawn, most pairs to use (default: none)",
-    )  # fmt: skip
-    add(
-        "--rule-pairs", type=int, default=0, metavar="N",
-        help="also N pairs made by rules from the prepared corpus, no labels needed (default: 0)",
-    )  # fmt: skip
-    add("--rule-share", type=float, default=1.0, metavar="X", help="share of those beside --pairs (default: 1)")
-    add(
-        "--use-labels", action=argparse.BooleanOptionalAction, default=None,
-        help="train on the labels of the data folder (default: yes, unless other pairs are given)",
-    )  # fmt: skip
-    add("--name", default="my-reranker", help="name of the model under data/models (default: my-reranker)")
-    add(
-        "--base", default=EMBEDDED["cross-encoder"], metavar="MODEL",
-        help=f"model to start from (default: {EMBEDDED['cross-encoder']}; a bi-encoder starts from scratch)",
-    )  # fmt: skip
-    add(
-        "--continue-from", type=Path, metavar="DIR",
-        help="adapter of the same base and rank to go on from, of all its layers or some (default: none, a new one)",
-    )  # fmt: skip
-    add(
-        "--layers", type=int, nargs="+", default=list(defaults.layers), metavar="I",
-        help="layers to keep, from 0, where --base is a bi-encoder (default: every second one of 12)",
-    )  # fmt: skip
-    add("--steps", type=positive_integer, default=defaults.steps, metavar="N", help=f"(default: {defaults.steps})")
-    add("--learning-rate", type=float, default=defaults.learning_rate, metavar="X", help="peak (default: 3e-4)")
-    add("--rank", type=positive_integer, default=defaults.rank, metavar="N", help=f"of LoRA (default: {defaults.rank})")
-    add(
-        "--questions-per-step", type=positive_integer, default=defaults.questions_per_step, metavar="N",
-        help=f"(default: {defaults.questions_per_step})",
-    )  # fmt: skip
-    add(
-        "--negatives", type=positive_integer, default=defaults.negatives_per_question, metavar="N",
-        help=f"per question (default: {defaults.negatives_per_question})",
-    )  # fmt: skip
-    add("--max-tokens", type=positive_integer, default=defaults.max_tokens, metavar="N", help="per pair (default: 128)")
-    add("--held-out", type=float, default=0.05, metavar="X", help="share of questions for early stop (default: 0.05)")
-    add("--patience", type=positive_integer, default=5, metavar="N", help="evaluations without a gain (default: 5)")
-    add("--save-every", type=positive_integer, default=200, metavar="N", help="steps (default: 200)")
-    add(
-        "--folds", type=int, default=5, metavar="N",
-        help="folds of the cross-validation over labelled questions that comes first; 0 leaves it out (default: 5)",
-    )  # fmt: skip
-    add(
-        "--cv-candidates", type=positive_integer, default=30, metavar="K",
-        help="candidates per labelled question, to train on and to rerank in the cross-validation (default: 30)",
-    )  # fmt: skip
-    add("--seed", type=int, default=defaults.seed, metavar="N", help=f"(default: {defaults.seed})")
-    return parser
-
-
-def _file_share_and_size(text: str) -> PairFile:
-    name, _, rest = text.partition("=")
-    share, _, size = rest.partition(":")
-    try:
-        value, count = float(share or 1.0), int(size) if size else None
-        if value <= 0 or (count is not None and count < 1):
-            raise ValueError
-    except ValueError:
-        raise UserError(
-            f"--pairs {text}: {rest!r} is not a share and a number of pairs. Write FILE=0.5:1000, say."
-        ) from None
-    return Path(name), value, count
+# With fewer, one question more or less right decides which checkpoint is called the best.
+FEWEST_HELD_OUT = 20
 
 
 def _pair_sources(files: Sequence[PairFile], seed: int, miner: Miner) -> list[Source]:
@@ -164,6 +85,8 @@ def _labelled(flags: argparse.Namespace, settings: Settings, resolver: ModelReso
     queries, qrels = load_queries(inputs, settings, corpus)
     if qrels is None:
         raise UserError(f"no labels at {inputs.no_labels}. Give --labels FILE, or train on --pairs FILE.")
+    if flags.folds:
+        split_folds([query_id for query_id in queries.query_ids if query_id in qrels.relevant], flags.folds, flags.seed)
     indices = index_plan(settings, encoders, pick_device(settings.device))
     plan = search_plan(settings, argparse.Namespace(top_k=settings.top_k), ())
     found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, Profiler(), progress_bar)
@@ -173,7 +96,7 @@ def _labelled(flags: argparse.Namespace, settings: Settings, resolver: ModelReso
 
 
 def _split(sources: Sequence[Source], share: float, seed: int) -> tuple[list[Source], list[Example]]:
-    """Whole questions are held out, from every source by its size."""
+    """Whole questions are held out, from every source by its size; none where they would be too few to tell."""
     kept: list[Source] = []
     held_out: list[Example] = []
     for source in sources:
@@ -188,6 +111,8 @@ def _split(sources: Sequence[Source], share: float, seed: int) -> tuple[list[Sou
             )
         )
         held_out.extend(e for e in source.examples if e.question in chosen and len(e.negatives) >= 5)
+    if len({example.question for example in held_out}) < FEWEST_HELD_OUT:
+        return list(sources), []
     random.Random(seed).shuffle(held_out)
     return kept, held_out[:MOST_HELD_OUT]
 
@@ -212,20 +137,26 @@ class Forge:
     folder: Path
     device: str
 
+    @property
+    def start(self) -> dict[str, str]:
+        """What every trainer starts from, with fingerprints."""
+        adapter = "none"
+        if self.continue_from is not None:
+            content = [read_recipe(self.continue_from), file_sha256(self.continue_from / ADAPTER_WEIGHTS)]
+            adapter = f"{self.continue_from.name}, fingerprint {fingerprint(content)}"
+        return {"base": f"{self.base.used}, fingerprint {self.base.fingerprint}", "adapter": adapter}
+
     def trainer(self, name: str) -> Trainer:
         """A trainer that keeps its checkpoints under ``name``."""
         # Weights that no base ships start from this, in every fold alike.
         torch.manual_seed(self.shape.seed)
         layers = self.shape.layers if self.base.role == "bi-encoder" else None
-        model = wrap_with_lora(load_base_classifier(self.base.directory, layers), self.shape)
+        with check_base(self.base.requested):
+            model = wrap_with_lora(load_base_classifier(self.base.directory, layers), self.shape)
         if self.continue_from is not None:
             load_adapter(model, self.continue_from, self.base.used, self.shape)
         tokenizer = AutoTokenizer.from_pretrained(self.base.directory, local_files_only=True)
-        return Trainer(model, tokenizer, self.shape, self.folder / name, self.device)
-
-
-def _all_layers(base: ResolvedModel) -> range:
-    return range(AutoConfig.from_pretrained(base.directory, local_files_only=True).num_hidden_layers)
+        return Trainer(model, tokenizer, self.shape, self.folder / name, self.device, self.start)
 
 
 def _cross_validate(
@@ -236,14 +167,22 @@ def _cross_validate(
     share = next(source.share for source in sources if source.name == "labels")
 
     def train(number: int, examples: list[Example]) -> ScorePairs:
+        # The same question may be asked twice, under two ids or in a file of pairs.
+        tested = {
+            " ".join(text.casefold().split())
+            for query_id, text in zip(labelled.queries.query_ids, labelled.queries.texts, strict=True)
+            if query_id in folds[number]
+        }
+        sources = [
+            replace(s, examples=[e for e in s.examples if " ".join(e.question.casefold().split()) not in tested])
+            for s in (*others, Source("labels", examples, share))
+        ]
         trainer = forge.trainer(f"fold-{number}")
-        trainer.train([*others, Source("labels", examples, share)], progress_bar, flags.save_every)
+        trainer.train(sources, progress_bar, flags.save_every)
         return trainer.scores
 
     folds = split_folds(labelled.labelled, flags.folds, flags.seed)
-    adapter = forge.continue_from
-    start = None if adapter is None else [read_recipe(adapter), file_sha256(adapter / ADAPTER_WEIGHTS)]
-    key = fingerprint([forge.base.fingerprint, start, asdict(forge.shape), [[s.name, s.share] for s in others]])
+    key = fingerprint([forge.start, asdict(forge.shape), describe_sources(others), share])
     tuned = out_of_fold_scores(labelled, folds, train, forge.folder, key)
     runs = [replace(labelled.candidates, name="stage one")]
     if forge.base.role == "cross-encoder":
@@ -257,8 +196,9 @@ def _cross_validate(
     runs.append(blend(labelled.candidates, tuned, weight, "fine-tuned, blended"))
     compared = compare(runs, labelled.corpus, labelled.queries, labelled.qrels)
     log.info(
-        "Cross-validation over %d folds, %d labelled questions, %d candidates, blend weight %g:",
-        flags.folds, compared.labelled, labelled.candidates.depth, weight,
+        "Cross-validation over %d folds (each trained all %d steps), %d labelled questions, %d candidates, "
+        "blend weight %g:",
+        flags.folds, forge.shape.steps, compared.labelled, labelled.candidates.depth, weight,
     )  # fmt: skip
     for line in gain_lines(compared):
         log.info("  %s", line)
@@ -266,7 +206,8 @@ def _cross_validate(
 
 def run(settings: Settings, arguments: Sequence[str]) -> None:
     """Mine negatives, train, save ``data/models/NAME`` and its adapter."""
-    flags = _parser(settings).parse_args(arguments)
+    flags = training_parser(settings).parse_args(arguments)
+    check_flags(flags)
     set_up_threads(settings.cpu_threads)
     device = pick_device(settings.device)
     models = PROJECT_ROOT / "data" / "models"
@@ -278,44 +219,55 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
 
 
 def _run(settings: Settings, flags: argparse.Namespace, models: Path, target: Path, device: str) -> None:
-    files = [_file_share_and_size(text) for text in flags.pairs]
+    files = [file_share_and_size(text) for text in flags.pairs]
     resolver = model_resolver(settings)
     base = _base_model(resolver, flags.base)
     use_labels = not (flags.pairs or flags.rule_pairs) if flags.use_labels is None else flags.use_labels
     sources: list[Source] = []
-    labelled: LabelledCandidates | None = None
+    # First, so that what is wrong with the labels is told before hours of mining.
+    labelled = _labelled(flags, settings, resolver) if use_labels else None
     if flags.pairs or flags.rule_pairs:
         miner = _miner(resolver, device, models, cpu_engine(settings))
         sources += _pair_sources(files, flags.seed, miner)
         sources += _rule_sources(flags, settings, resolver, miner) if flags.rule_pairs else []
-    if use_labels:
-        labelled = _labelled(flags, settings, resolver)
+    if labelled is not None:
         sources.append(Source("labels", labelled.examples(labelled.labelled)))
+    config = AutoConfig.from_pretrained(base.directory, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(base.directory, local_files_only=True)
+    asked = [example.question for source in sources for example in source.examples]
+    asked += [] if labelled is None else labelled.queries.texts
+    check_lengths(base.requested, config, tokenizer, flags.max_tokens, dict.fromkeys(asked))
     sources, held_out = _split(sources, flags.held_out, flags.seed)
     for source in sources:
         log.info("Training on %s: %d examples, share %g", source.name, len(source.examples), source.share)
 
-    layers = flags.layers if base.role == "bi-encoder" else _all_layers(base)
+    layers = flags.layers if base.role == "bi-encoder" else range(config.num_hidden_layers)
     shape = TrainingSettings(
         layers=tuple(layers), rank=flags.rank, alpha=2 * flags.rank, learning_rate=flags.learning_rate,
-        steps=flags.steps, questions_per_step=flags.questions_per_step, negatives_per_question=flags.negatives,
-        max_tokens=flags.max_tokens, seed=flags.seed,
+        warmup_steps=flags.warmup_steps, steps=flags.steps, questions_per_step=flags.questions_per_step,
+        negatives_per_question=flags.negatives, max_tokens=flags.max_tokens, seed=flags.seed,
     )  # fmt: skip
     forge = Forge(base, shape, flags.continue_from, models / f"{flags.name}.training", device)
     if labelled is not None and flags.folds:
         _cross_validate(labelled, sources, forge, flags, settings.reranker_blend_weight)
     trainer = forge.trainer("all")
     before = held_out_accuracy(trainer, held_out)
-    log.info("Held out: %d questions, Hit@1 among 11 before training: %.4f", len(held_out), before)
-    trainer.train(
-        sources, progress_bar, flags.save_every, lambda t: held_out_accuracy(t, held_out), flags.patience
-    )  # fmt: skip
+    if held_out:
+        log.info("Held out: %d questions, Hit@1 among 11 before training: %.4f", len(held_out), before)
+    else:
+        log.info(
+            "Held out: none, as --held-out %g would give fewer than %d questions: all %d steps are trained, "
+            "and the last model is kept.", flags.held_out, FEWEST_HELD_OUT, flags.steps,
+        )  # fmt: skip
+    evaluate = (lambda t: held_out_accuracy(t, held_out)) if held_out else None
+    trainer.train(sources, progress_bar, flags.save_every, evaluate, flags.patience)
     data = [{"source": s.name, "examples": len(s.examples), "share": s.share} for s in sources]
     with atomic_directory(target) as temporary:
         save_adapter(trainer.model, temporary / ADAPTER_FOLDER, shape, base.used, trainer.history, data)
         merge_adapter(base.directory, temporary / ADAPTER_FOLDER, temporary)
     shutil.rmtree(forge.folder, ignore_errors=True)
-    log.info("Held out: Hit@1 among 11: %.4f -> %.4f", before, max(r["held_out"] for r in trainer.history))
+    if held_out:
+        log.info("Held out: Hit@1 among 11: %.4f -> %.4f", before, max(r["held_out"] for r in trainer.history))
     log.info("Model: %s. To use it: CROSS_ENCODER_MODEL = %r", target, f"data/models/{flags.name}")
 
 

@@ -137,12 +137,23 @@ def positive_integer(text: str) -> int:
     return value
 
 
+def usable_cores() -> int:
+    """Cores that this process may use: those of the machine, less what its affinity or a container's limit takes.
+
+    A limit of part of a core (cgroup v2 ``cpu.max``, v1 ``cpu.cfs_quota_us``) is rounded up.
+    """
+    # joblib.cpu_count says 1 where semaphores are missing; threads need none.
+    from joblib.externals.loky import cpu_count
+
+    return int(cpu_count())
+
+
 def set_up_threads(count: int) -> None:
-    """The one place that decides on threads; 0 means one per core."""
+    """The one place that decides on threads; 0 means one per core that this process may use."""
     import faiss
     import torch
 
-    threads = count or os.cpu_count() or 1
+    threads = count or usable_cores()
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
 

@@ -1,15 +1,13 @@
 """Fine-tuning a cross-encoder: listwise loss over mined hard negatives, a small LoRA adapter.
 
 The loss is the softmax cross-entropy over one positive and n negatives of a question (the listwise loss with one
-relevant item; Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Listwise Approach"). LoRA: Hu et al. 2021.
+relevant item; Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Listwise Approach").
 """
 
-import json
 import logging
 import random
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,17 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
 
-from src.core.artifacts import atomic_path
+from src.core.artifacts import atomic_path, fingerprint_strings
 from src.core.errors import UserError
 from src.core.types import Progress
 from src.engine.devices import half_precision
-from src.models.embedded_reranker import ADAPTER_WEIGHTS
 from src.quality.mining import Example
 
-ENCODER_LINEARS = r".*encoder\.layer\.\d+\..*\.(query|key|value|dense)"
-_LAYER_NUMBER = re.compile(r"encoder\.layer\.(\d+)\.")
 _STATE_FILE = "training_state.pt"
 
 log = logging.getLogger(__name__)
@@ -115,58 +109,16 @@ def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
     return max(0.0, (settings.steps - step) / max(1, settings.steps - settings.warmup_steps))
 
 
-def wrap_with_lora(model: torch.nn.Module, settings: TrainingSettings) -> Any:
-    """Add LoRA to every encoder layer; pooler and classifier are trained whole, as no base model ships them."""
-    config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        target_modules=ENCODER_LINEARS,
-        modules_to_save=["pooler", "classifier"],
-    )
-    return get_peft_model(model, config)
-
-
-def read_recipe(folder: Path) -> dict[str, Any]:
-    """The recipe of an adapter that :func:`save_adapter` wrote.
-
-    Raises:
-        UserError: where ``folder`` holds no such adapter.
-    """
-    for name in ("recipe.json", ADAPTER_WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: missing. Give a folder that a training has written.")
-    recipe: dict[str, Any] = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-    return recipe
-
-
-def load_adapter(model: Any, folder: Path, base: str, settings: TrainingSettings) -> None:
-    """Give a model from :func:`wrap_with_lora` the weights of an adapter that :func:`save_adapter` wrote.
-
-    The adapter may have layers that the model lacks: they are left out.
-
-    Raises:
-        UserError: where ``folder`` holds no adapter, or one of another base or rank, or without one of the layers.
-    """
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    recipe = read_recipe(folder)
-    theirs, kept = (recipe["base"], recipe["settings"]["rank"]), recipe["settings"]["layers"]
-    if theirs != (base, settings.rank) or not set(settings.layers) <= set(kept):
-        raise UserError(
-            f"{folder}: an adapter of base and rank {theirs} with layers {kept}; this training has "
-            f"{(base, settings.rank)} with layers {list(settings.layers)}. Give --base, --rank and --layers to fit."
+def describe_sources(sources: Sequence[Source]) -> dict[str, str]:
+    """What a training draws from, one line per source with a fingerprint of its examples; equal only where they are."""
+    found = {}
+    for number, source in enumerate(sources, start=1):
+        texts = (text for e in source.examples for text in (e.question, e.positive, *e.negatives))
+        content = fingerprint_strings(texts, (str(len(e.negatives)) for e in source.examples))
+        found[f"source {number}"] = (
+            f"{source.name}, {len(source.examples)} examples, share {source.share}, fingerprint {content}"
         )
-    place = {kept.index(layer): i for i, layer in enumerate(settings.layers)}
-    state = {}
-    for name, value in load_file(folder / ADAPTER_WEIGHTS).items():
-        found = _LAYER_NUMBER.search(name)
-        if found is None:
-            state[name] = value
-        elif int(found[1]) in place:
-            state[_LAYER_NUMBER.sub(f"encoder.layer.{place[int(found[1])]}.", name)] = value
-    set_peft_model_state_dict(model, state)
+    return found
 
 
 class Trainer:
@@ -176,16 +128,27 @@ class Trainer:
     float32 masters, so that small updates are not rounded away.
 
     Args:
-        model: a PEFT model with one logit, see :func:`wrap_with_lora`.
+        model: a PEFT model with one logit, see :func:`~src.quality.adapter.wrap_with_lora`.
         tokenizer: its tokenizer.
         folder: where checkpoints go; a training that was interrupted there goes on from its last one.
+        start: name -> value of what ``model`` was made from, with fingerprints; a checkpoint of another start is
+            refused.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, settings: TrainingSettings, folder: Path, device: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        settings: TrainingSettings,
+        folder: Path,
+        device: str,
+        start: Mapping[str, str],
+    ) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
         self.folder = folder
         self.device = device
+        self.made_from = dict(start)
         # bfloat16 on CUDA too: its range needs no loss scaling.
         dtype = torch.float32 if half_precision(device) is None else torch.bfloat16
         self.model = model.to(device=device, dtype=dtype)
@@ -211,8 +174,10 @@ class Trainer:
             patience: stop after this many evaluations without a better one.
 
         Raises:
-            UserError: where the loss is no longer finite.
+            UserError: where the loss is no longer finite, or the checkpoint in the folder is of a training with other
+                settings, of another start or on other examples.
         """
+        self.made_from.update(describe_sources(sources))
         first, best, best_masters, worse = self._resume()
         with bars("Training", self.settings.steps) as progress:
             progress(first)
@@ -298,13 +263,16 @@ class Trainer:
             [passage for _, passage in pairs],
             truncation="only_second",
             max_length=self.settings.max_tokens,
-        )["input_ids"]
-        order = sorted(range(len(pairs)), key=lambda i: len(encoded[i]))
+        )
+        # As in the search: types go with the ids, unless the model has a single one.
+        typed = "token_type_ids" in encoded and getattr(self.model.config, "type_vocab_size", 0) > 1
+        names = ["input_ids", "token_type_ids"] if typed else ["input_ids"]
+        order = sorted(range(len(pairs)), key=lambda i: len(encoded["input_ids"][i]))
         parts = []
         for start in range(0, len(order), per_batch):
-            ids = [encoded[i] for i in order[start : start + per_batch]]
+            part = {name: [encoded[name][i] for i in order[start : start + per_batch]] for name in names}
             # Few distinct widths: kernels are made once per shape on a CPU.
-            inputs = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt", pad_to_multiple_of=16)
+            inputs = self.tokenizer.pad(part, return_tensors="pt", pad_to_multiple_of=16)
             parts.append(self.model(**inputs.to(self.device)).logits[:, 0].float())
         inverse = torch.empty(len(order), dtype=torch.long)
         inverse[torch.tensor(order)] = torch.arange(len(order))
@@ -314,6 +282,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "settings": asdict(self.settings),
+            "made_from": self.made_from,
             "step": step,
             "best": best,
             "worse": worse,
@@ -334,6 +303,17 @@ class Trainer:
             raise UserError(
                 f"{path}: an interrupted training with other settings lies there. Remove it, or repeat those settings."
             )
+        theirs, ours = state.get("made_from", {}), self.made_from
+        changed = [
+            f"{name}: {theirs.get(name, 'none')} there, {ours.get(name, 'none')} here"
+            for name in sorted({*theirs, *ours})
+            if theirs.get(name) != ours.get(name)
+        ]
+        if changed:
+            raise UserError(
+                f"{path}: an interrupted training of another origin lies there ({'; '.join(changed)}). "
+                "Take another --name, remove the checkpoints, or repeat the command of that training."
+            )
         for master, kept in zip(self.masters, state["masters"], strict=True):
             master.copy_(kept)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -352,30 +332,3 @@ def held_out_accuracy(trainer: Trainer, examples: Sequence[Example], negatives: 
             scores = trainer.logits([(example.question, text) for text in texts])
             hits += int(bool((scores[1:] < scores[0]).all()))
     return hits / max(1, len(examples))
-
-
-def save_adapter(
-    model: Any, folder: Path, settings: TrainingSettings, base: str, history: Sequence[Any], data: Sequence[Any] = ()
-) -> None:
-    """Write the adapter as float16 safetensors with its configuration and recipe.
-
-    Args:
-        base: name of the base model, such as ``embedded:multilingual-e5-small``; no machine path is kept.
-        data: what it was trained on, for the recipe.
-    """
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().half().cpu().contiguous() for name, value in get_peft_model_state_dict(model).items()}
-    with atomic_path(folder / ADAPTER_WEIGHTS) as temporary:
-        save_file(state, temporary, metadata={"format": "pt"})
-    config = model.peft_config["default"].to_dict()
-    config["base_model_name_or_path"] = base
-    config["inference_mode"] = True
-    config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    with atomic_path(folder / "adapter_config.json") as temporary:
-        temporary.write_text(json.dumps(config, indent=2, default=str, sort_keys=True) + "\n", encoding="utf-8")
-    with atomic_path(folder / "recipe.json") as temporary:
-        recipe = {"base": base, "settings": asdict(settings), "data": list(data), "history": list(history)}
-        temporary.write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")

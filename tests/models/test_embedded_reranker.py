@@ -9,7 +9,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from src.core.artifacts import MANIFEST_NAME, Manifest, save_manifest
 from src.core.errors import ModelUnavailableError
 from src.models.embedded_reranker import ADAPTER, ensure_merged, load_base_classifier
-from src.quality.training import TrainingSettings, save_adapter, wrap_with_lora
+from src.quality.adapter import save_adapter, wrap_with_lora
+from src.quality.training import TrainingSettings
 
 
 @pytest.fixture

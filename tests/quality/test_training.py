@@ -4,25 +4,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import bert_tokenizer, tiny_config
-from transformers import BertModel
+from transformers import AutoTokenizer, BertModel
 
 from src.core.errors import UserError
+from src.engine.pair_scorer import CrossEncoderScorer
+from src.engine.torch_backend import TorchBackend
 from src.models.embedded_reranker import load_base_classifier
+from src.quality.adapter import load_adapter, save_adapter, wrap_with_lora
 from src.quality.mining import Example
-from src.quality.training import (
-    Source,
-    Trainer,
-    TrainingSettings,
-    draw,
-    held_out_accuracy,
-    learning_rate_factor,
-    load_adapter,
-    save_adapter,
-    wrap_with_lora,
-)
+from src.quality.training import Source, Trainer, TrainingSettings, draw, held_out_accuracy, learning_rate_factor
 
 SHAPE = TrainingSettings(
     layers=(0,), rank=4, alpha=8, learning_rate=3e-3, warmup_steps=2, steps=12, questions_per_step=2,
@@ -46,10 +40,51 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trainer(base: Path, folder: Path, settings: TrainingSettings = SHAPE) -> Trainer:
+START = {"base": "tiny, fingerprint 1", "adapter": "none"}
+
+
+def trainer(base: Path, folder: Path, settings: TrainingSettings = SHAPE, start: dict[str, str] = START) -> Trainer:
     torch.manual_seed(9)
     model = wrap_with_lora(load_base_classifier(base, settings.layers), settings)
-    return Trainer(model, bert_tokenizer(), settings, folder, "cpu")
+    return Trainer(model, bert_tokenizer(), settings, folder, "cpu", start)
+
+
+@pytest.fixture(scope="module")
+def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the checkpoint of a whole training on EXAMPLES."""
+    folder = tmp_path_factory.mktemp("finished")
+    trainer(base, folder).train([Source("one", EXAMPLES)], bars, save_every=12)
+    return folder
+
+
+@pytest.mark.parametrize("which", ["cross_encoder", "xlmr_cross_encoder"])
+def test_the_trainer_scores_as_the_search_does(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.quality.training.half_precision", lambda device: None)
+    folder = request.getfixturevalue(which)
+    model = wrap_with_lora(load_base_classifier(folder), SHAPE)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    pairs = [(question, f"{passage} да") for question in WORDS[:3] for passage in WORDS]
+    found = Trainer(model, tokenizer, replace(SHAPE, max_tokens=64), tmp_path, "cpu", START).scores(pairs)
+    search = CrossEncoderScorer(folder, TorchBackend(folder, "cpu"), batch_size=4, max_length=64)
+    rows = np.array([(i, i) for i in range(len(pairs))], dtype=np.int32)
+    expected = search.score(search.tokenize([q for q, _ in pairs]), search.tokenize([p for _, p in pairs]), rows)
+    assert np.ptp(expected) > 1e-3  # the comparison would be empty on equal scores
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_types_are_left_out_where_the_model_has_one(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.quality.training.half_precision", lambda device: None)
+    model = trainer(base, tmp_path)
+    plain = model.tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    without = model.scores([("карта", "вклад")])
+    model.tokenizer.model_input_names = [*plain, "token_type_ids"]
+    assert model.scores([("карта", "вклад")]) != without
+    model.model.config.type_vocab_size = 1
+    assert model.scores([("карта", "вклад")]) == without
 
 
 def test_an_adapter_is_gone_on_from_layer_by_layer(base: Path, tmp_path: Path) -> None:
@@ -166,6 +201,32 @@ def test_a_checkpoint_of_other_settings_is_refused(base: Path, tmp_path: Path) -
     other = trainer(base, tmp_path, TrainingSettings(**{**SHAPE.__dict__, "steps": 20}))
     with pytest.raises(UserError, match="interrupted training with other settings"):
         other.train([Source("one", EXAMPLES)], bars)
+
+
+ONE = [Source("one", EXAMPLES)]
+
+
+@pytest.mark.parametrize(
+    ("sources", "start", "message"),
+    [
+        ([Source("one", EXAMPLES[:-1])], START, r"source 1: one, 6 examples, share 1\.0, .* there, one, 5 examples"),
+        ([Source("one", [*EXAMPLES[1:], EXAMPLES[0]])], START, "source 1: one, 6 examples"),
+        (
+            [Source("one", [replace(EXAMPLES[0], negatives=EXAMPLES[0].negatives[1:]), *EXAMPLES[1:]])],
+            START,
+            "source 1",
+        ),
+        ([Source("one", EXAMPLES, 0.5)], START, r"share 1\.0, .* there, one, 6 examples, share 0\.5"),
+        ([*ONE, Source("two", EXAMPLES)], START, "source 2: none there, two, 6 examples"),
+        (ONE, {**START, "base": "tiny, fingerprint 2"}, "base: tiny, fingerprint 1 there, tiny, fingerprint 2 here"),
+        (ONE, {**START, "adapter": "a, fingerprint 3"}, "adapter: none there, a, fingerprint 3 here"),
+    ],
+)
+def test_a_checkpoint_of_other_examples_or_another_start_is_refused(
+    finished: Path, base: Path, sources: list[Source], start: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"training of another origin lies there .*{message}.*Take another --name"):
+        trainer(base, finished, start=start).train(sources, bars, save_every=12)
 
 
 def test_the_best_evaluation_is_kept_and_patience_ends_it(base: Path, tmp_path: Path) -> None:
