@@ -4,13 +4,15 @@ import difflib
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from src.core.artifacts import MANIFEST_NAME, fingerprint, read_manifest
+from src.core.artifacts import MANIFEST_NAME, file_sha256, fingerprint, read_manifest
 from src.core.errors import ModelUnavailableError
 from src.models import embedded_e5, embedded_reranker
 
@@ -24,10 +26,14 @@ EMBEDDED: dict[Role, str] = {
 }
 CONNECT_TIMEOUT_SECONDS = 5.0
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_SAMPLED_BYTES = 1 << 20
+# What the fingerprint of a directory reads, and what in it no loader reads or only copies the weights.
+_SHAPING = {".json", ".txt", ".model", ".spm", ".tiktoken", ".jinja", ".py", ".safetensors", ".bin"}
+_SHAPELESS = {MANIFEST_NAME, "training_args.bin", "trainer_state.json"}
+_SHAPELESS_FOLDERS = (".*", "onnx", "openvino", "checkpoint-*")
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
 log = logging.getLogger(__name__)
+_hashes: dict[tuple[str, int, int, int], str] = {}
 
 
 @dataclass(frozen=True)
@@ -174,19 +180,40 @@ def _other(role: Role) -> Role:
 
 
 def _content(directory: Path) -> str:
-    """Fingerprint of a model directory: its configuration, and size and ends of its weights (they may be large)."""
-    digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json", "modules.json", *_WEIGHTS):
-        path = directory / name
-        if not path.is_file():
+    """Fingerprint of a model directory: names and whole bytes of every file that can shape the model."""
+    lines = [f"{path.relative_to(directory).as_posix()} {_sha256(path)}\n" for path in _shaping_files(directory)]
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _shaping_files(directory: Path) -> list[Path]:
+    found: list[Path] = []
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(directory, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back would never end
+            folders.clear()
             continue
-        size = path.stat().st_size
-        digest.update(f"{name}:{size}:".encode())
-        with path.open("rb") as handle:
-            digest.update(handle.read(_SAMPLED_BYTES))
-            handle.seek(max(0, size - _SAMPLED_BYTES))
-            digest.update(handle.read(_SAMPLED_BYTES))
-    return digest.hexdigest()[:16]
+        seen.add(real)
+        folders[:] = [name for name in folders if not any(fnmatch(name, pattern) for pattern in _SHAPELESS_FOLDERS)]
+        # Every loader takes safetensors where both are there.
+        safe = any(fnmatch(name, "model*.safetensors") for name in names)
+        found.extend(
+            Path(folder) / name
+            for name in names
+            if Path(name).suffix in _SHAPING
+            and name not in _SHAPELESS
+            and not (safe and fnmatch(name, "pytorch_model*.bin*"))
+        )
+    return sorted(path for path in found if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    """SHA-256 of a file; read once per process for as long as size, time and inode stay (weights are large)."""
+    status = path.stat()
+    key = (str(path), status.st_size, status.st_mtime_ns, status.st_ino)
+    if key not in _hashes:
+        _hashes[key] = file_sha256(path)
+    return _hashes[key]
 
 
 def _has_weights(directory: Path) -> bool:

@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -158,15 +159,91 @@ def test_unknown_embedded_names(tmp_path: Path, name: str, complaint: str) -> No
         resolver(tmp_path).resolve(name, "cross-encoder")
 
 
-def test_fingerprint_of_a_directory_follows_its_content(cross_encoder: Path, tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    shutil.copytree(cross_encoder, first)
-    shutil.copytree(cross_encoder, second)
-    assert resolve._content(first) == resolve._content(second)
-    data = bytearray((second / "model.safetensors").read_bytes())
-    data[-1] ^= 1
-    (second / "model.safetensors").write_bytes(bytes(data))
-    assert resolve._content(first) != resolve._content(second)
+WEIGHTS_BYTES = 5 << 20
+
+
+@pytest.fixture
+def whole_model(bi_encoder: Path, tmp_path: Path) -> Path:
+    """A model directory with every kind of file, and weights of 5 MiB in a shard."""
+    folder = tmp_path / "whole"
+    shutil.copytree(bi_encoder, folder)
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense" / "config.json").write_text('{"in_features": 32, "out_features": 8}')
+    (folder / "2_Dense" / "model.safetensors").write_bytes(bytes(64))
+    (folder / "model-00001-of-00002.safetensors").write_bytes(bytes(WEIGHTS_BYTES))
+    for name in ("sentence_bert_config.json", "vocab.txt", "spiece.model", "modeling_own.py", "chat_template.jinja"):
+        (folder / name).write_text("0")
+    (folder / "onnx").mkdir()
+    (folder / ".cache").mkdir()
+    for name in ("README.md", "onnx/config.json", ".cache/download.json", "manifest.json", "pytorch_model.bin"):
+        (folder / name).write_text("0")
+    return folder
+
+
+def altered(model: Path, name: str, place: int) -> Path:
+    """A copy that differs in one byte of one file."""
+    copy = model.parent / "altered"
+    shutil.copytree(model, copy)
+    data = bytearray((copy / name).read_bytes())
+    data[place] ^= 1
+    (copy / name).write_bytes(bytes(data))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("config.json", 0),
+        ("modules.json", 0),
+        ("1_Pooling/config.json", -1),
+        ("2_Dense/config.json", -3),
+        ("2_Dense/model.safetensors", 32),
+        ("sentence_bert_config.json", 0),
+        ("config_sentence_transformers.json", 0),
+        ("tokenizer.json", 100),
+        ("tokenizer_config.json", 0),
+        ("vocab.txt", 0),
+        ("spiece.model", 0),
+        ("modeling_own.py", 0),
+        ("chat_template.jinja", 0),
+        ("model.safetensors", -1),
+        ("model-00001-of-00002.safetensors", WEIGHTS_BYTES // 2),
+    ],
+)
+def test_fingerprint_follows_every_file_that_shapes_the_model(whole_model: Path, name: str, place: int) -> None:
+    assert resolve._content(altered(whole_model, name, place)) != resolve._content(whole_model)
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "onnx/config.json", ".cache/download.json", "manifest.json", "pytorch_model.bin"]
+)
+def test_fingerprint_leaves_out_what_no_loader_reads(whole_model: Path, name: str) -> None:
+    assert resolve._content(altered(whole_model, name, 0)) == resolve._content(whole_model)
+
+
+def test_fingerprint_follows_the_name_of_a_file(whole_model: Path) -> None:
+    before = resolve._content(whole_model)
+    (whole_model / "2_Dense").rename(whole_model / "3_Dense")
+    assert resolve._content(whole_model) != before
+
+
+def test_fingerprint_reads_through_links_and_ends_at_a_link_back(whole_model: Path, tmp_path: Path) -> None:
+    before = resolve._content(whole_model)
+    (whole_model / "2_Dense").rename(tmp_path / "elsewhere")
+    (whole_model / "2_Dense").symlink_to(tmp_path / "elsewhere")
+    (whole_model / "self").symlink_to(whole_model)
+    assert resolve._content(whole_model) == before
+
+
+def test_a_file_is_hashed_once_per_process(whole_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve._content(whole_model)
+    read: list[str] = []
+    monkeypatch.setattr(resolve, "file_sha256", lambda path: read.append(path.name) or "0")
+    resolve._content(whole_model)
+    assert read == []
+    os.utime(whole_model / "vocab.txt", ns=(1, 1))
+    resolve._content(whole_model)
+    assert read == ["vocab.txt"]
 
 
 def test_code_of_its_own_runs_only_by_name(
