@@ -420,6 +420,22 @@ def test_two_encoders_of_one_model_stay_apart(project: Project, bi_encoder: Path
     assert tables[0] != tables[1]
 
 
+def test_assumed_pooling_is_part_of_what_embeddings_are_made_with(
+    project: Project, bi_encoder: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(bi_encoder, bare)
+    (bare / "modules.json").unlink()
+    one = [EncoderSettings(model=str(bare), unit="document", weight=1.0)]
+    settings = project.settings.model_copy(update={"encoders": one})
+    models = ModelResolver(PROJECT / "data" / "models", PROJECT, "fail")
+    (plan,) = load_script("_plans").encoder_plans(settings, models)
+    assert plan.pooling == "mean"
+    one[0] = one[0].model_copy(update={"pooling": "cls"})
+    (plan,) = load_script("_plans").encoder_plans(settings, models)
+    assert plan.pooling == "cls"
+
+
 def test_one_stand_in_for_several_models_is_searched_once(
     project: Project, bi_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
