@@ -51,8 +51,11 @@ class Patient:
 
     @property
     def device(self) -> str:
-        """What the run will use."""
-        return pick_device(self.settings.device)
+        """What the run will use; ``cpu`` for the rest of the examination where it has not what it asks for."""
+        try:
+            return pick_device(self.settings.device)
+        except UserError:
+            return "cpu"
 
     @property
     def resolver(self) -> ModelResolver:
@@ -84,7 +87,7 @@ def configuration(patient: Patient) -> Iterator[Finding]:
 
 def machine(patient: Patient) -> Iterator[Finding]:
     """Python, torch, CUDA, driver, faiss."""
-    return machine_findings(patient.device)
+    return machine_findings(patient.settings.device)
 
 
 def data(patient: Patient) -> Iterator[Finding]:

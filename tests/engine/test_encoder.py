@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from src.core.errors import UserError
-from src.engine.devices import CpuEngine, Engine, half_precision, pick_device
+from src.engine.devices import CpuEngine, Engine, half_precision
 from src.engine.encoder import SentenceEncoder
 
 TEXTS = ["карта", "вклад под 15 %", "карта", "a much longer english text about lounges"]
@@ -89,11 +89,6 @@ def test_progress_counts_every_text(bi_encoder: Path) -> None:
 
 def test_no_texts(bi_encoder: Path) -> None:
     assert SentenceEncoder(bi_encoder).encode([], "query").shape == (0, 32)
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
-def test_named_device_is_kept(device: str) -> None:
-    assert pick_device(device) == device
 
 
 def test_half_precision_by_device() -> None:
