@@ -269,7 +269,7 @@ def _late_scores(
 
 def _load_faiss(path: Path, units: int, device: str) -> FaissIndex:
     try:
-        index = FaissIndex.load(path, use_gpu=device.startswith("cuda"))
+        index = FaissIndex.load(path, device)
     except RuntimeError as error:
         raise StaleArtifactError(f"{path}: cannot be read ({str(error)[:120]}). Run: {BUILD_COMMAND}") from error
     if len(index) != units:
