@@ -105,6 +105,16 @@ def test_late_interaction_with_and_without_kept_token_vectors(project: Project) 
     assert pq.read_table(project.data / "runs" / "rerank-off.parquet").to_pylist() == kept.to_pylist()
 
 
+def test_late_interaction_of_an_encoder_with_a_dense_layer(project: Project, narrowing_encoder: Path) -> None:
+    entries = [EncoderSettings(model=str(narrowing_encoder), unit="chunk", weight=1.0)]
+    project.settings = project.settings.model_copy(update={"encoders": entries})
+    project.prepare()
+    assert np.load(next(project.data.rglob("*-tokens")) / "tokens.npy").shape[1] == 16
+    assert np.load(next((project.data / "embeddings").glob("*/vectors.npy"))).shape == (7, 8)
+    project.run("03_run_search", "--no-rerank")
+    assert len(project.rows()) == 5
+
+
 def test_late_interaction_off(project: Project) -> None:
     off = project.settings.model_copy(update={"late_interaction_weight": 0.0})
     project.prepare()
