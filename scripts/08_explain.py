@@ -113,8 +113,9 @@ def _trace(
     scores, final = None, unchanged(candidates)
     if plan.rerankers:
         scores = candidate_scores(
-            data, corpus, chunks, queries, found, plan, indices.device, Profiler(), _no_bar, load_first=False
-        )
+            data, corpus, chunks, queries, found, plan, indices.device, Profiler(), _no_bar,
+            load_first=False, read_only=True,
+        )  # fmt: skip
         final = blend(candidates, scores, plan.blend_weight, "rerank-on")
     deep: tuple[Run, ...] = ()
     if missing_from_an_index(found.runs, followed):
