@@ -32,8 +32,6 @@ from src.stages.rerank import blend, unchanged
 from src.stages.variants import QueryVariants
 
 STANDARD_OUTPUT = "-"
-# An index on a GPU gives no more than this for a question.
-MOST_FROM_A_GPU = 2048
 
 log = logging.getLogger("search")
 
@@ -87,10 +85,8 @@ def _deep(
     plan: SearchPlan,
     variants: QueryVariants,
 ) -> tuple[Run, ...]:
-    """The run of each index, as long as the index allows."""
+    """The run of each index, down to its last page."""
     deepest = max(len(corpus), len(chunks))
-    if indices.device.startswith("cuda"):
-        deepest = min(deepest, MOST_FROM_A_GPU)
     deep = replace(plan, depth_documents=deepest, depth_bm25=deepest, depth_chunks=deepest, late_weight=0.0)
     return retrieve(data, corpus, chunks, queries, indices, deep, Profiler(), _no_bar, variants=variants).runs
 
@@ -117,8 +113,9 @@ def _trace(
     scores, final = None, unchanged(candidates)
     if plan.rerankers:
         scores = candidate_scores(
-            data, corpus, chunks, queries, found, plan, indices.device, Profiler(), _no_bar, load_first=False
-        )
+            data, corpus, chunks, queries, found, plan, indices.device, Profiler(), _no_bar,
+            load_first=False, read_only=True,
+        )  # fmt: skip
         final = blend(candidates, scores, plan.blend_weight, "rerank-on")
     deep: tuple[Run, ...] = ()
     if missing_from_an_index(found.runs, followed):

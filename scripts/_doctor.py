@@ -51,8 +51,11 @@ class Patient:
 
     @property
     def device(self) -> str:
-        """What the run will use."""
-        return pick_device(self.settings.device)
+        """What the run will use; ``cpu`` for the rest of the examination where it has not what it asks for."""
+        try:
+            return pick_device(self.settings.device)
+        except UserError:
+            return "cpu"
 
     @property
     def resolver(self) -> ModelResolver:
@@ -84,7 +87,7 @@ def configuration(patient: Patient) -> Iterator[Finding]:
 
 def machine(patient: Patient) -> Iterator[Finding]:
     """Python, torch, CUDA, driver, faiss."""
-    return machine_findings(patient.device)
+    return machine_findings(patient.settings.device)
 
 
 def data(patient: Patient) -> Iterator[Finding]:
@@ -109,13 +112,13 @@ def data(patient: Patient) -> Iterator[Finding]:
 def models(patient: Patient) -> Iterator[Finding]:
     """Which models would be used, and where they come from."""
     settings, resolver = patient.settings, patient.resolver
-    names = [(entry.model, "bi-encoder") for entry in settings.encoders]
+    names = [(entry.model, "bi-encoder", entry.pooling) for entry in settings.encoders]
     if settings.enable_cross_encoder_reranking:
         wanted = [entry.model for entry in settings.rerankers] or [settings.cross_encoder_model]
-        names += [(name, "cross-encoder") for name in wanted]
-    for name, role in dict.fromkeys(names):
+        names += [(name, "cross-encoder", None) for name in wanted]
+    for name, role, pooling in dict.fromkeys(names):
         try:
-            model = resolver.resolve(name, role)  # type: ignore[arg-type]
+            model = resolver.resolve(name, role, pooling)  # type: ignore[arg-type]
         except UserError as error:
             if "not in the local hub cache" in str(error) and hub_answers():
                 yield Finding("note", role, f"{name}: not here; the hub answers, the run would download it")

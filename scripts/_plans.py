@@ -34,10 +34,11 @@ def encoder_plans(settings: Settings, resolver: ModelResolver) -> tuple[EncoderP
     with the sum of their weights: searched twice they would count the same.
     """
     entries = [entry for entry in settings.encoders if settings.enable_chunks or entry.unit == "document"]
-    resolved = {name: resolver.resolve(name, "bi-encoder") for name in dict.fromkeys(e.model for e in entries)}
+    asked = dict.fromkeys((entry.model, entry.pooling) for entry in entries)
+    resolved = {(name, pooling): resolver.resolve(name, "bi-encoder", pooling) for name, pooling in asked}
     plans: dict[str, EncoderPlan] = {}
     for entry in entries:
-        model = resolved[entry.model]
+        model = resolved[entry.model, entry.pooling]
         # Prefixes and pooling are those of the model that was asked for, not of one that stands in for it.
         own = model.warning is None
         prefixes = choose_prefixes(
@@ -45,9 +46,8 @@ def encoder_plans(settings: Settings, resolver: ModelResolver) -> tuple[EncoderP
         )  # fmt: skip
         for warning in prefixes.warnings:
             log.warning("WARNING: %s", warning)
-        plan = EncoderPlan(
-            model, entry.unit, entry.weight, prefixes.query, prefixes.document, entry.pooling if own else None
-        )
+        pooling = entry.pooling or model.assumed_pooling if own else None
+        plan = EncoderPlan(model, entry.unit, entry.weight, prefixes.query, prefixes.document, pooling)
         same = plans.get(plan.name)
         if same is not None:
             log.warning(

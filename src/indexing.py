@@ -254,9 +254,9 @@ def _encode_with_tokens(
 ) -> Floats:
     """Vectors of the units; the vectors of their tokens go to ``folder`` on the way, where they are not too large."""
     counts = model.token_counts(units.texts, "document")
-    size = 2 * model.dimension * int(counts.sum())
+    size = 2 * model.token_dimension * int(counts.sum())
     if size <= plan.token_bytes:
-        with closing(TokenFile(parts.folder / "tokens.npy", counts, model.dimension)) as tokens:
+        with closing(TokenFile(parts.folder / "tokens.npy", counts, model.token_dimension)) as tokens:
             vectors = encode_in_blocks(model, units.texts, plan.batch_size, bars, "Encoding chunks", parts, tokens)
         save_token_vectors(folder, tokens.path, counts, *identity)
         log.info("Token vectors of %s chunks: %.2f GB", f"{len(counts):,}", size / 1e9)

@@ -99,15 +99,17 @@ def candidate_scores(
     profiler: Profiler,
     bars: Bars,
     load_first: bool = True,
+    read_only: bool = False,
 ) -> Floats:
     """The score of every candidate by the cross-encoder, float32 [Q, K]; of several, the weighted mean of z-scores.
 
     Args:
         load_first: load the model before anything else; without it no weights are loaded where all scores are kept.
+        read_only: use kept scores and write none, for a process that does not hold the data folder.
     """
     assert plan.rerankers
     scores = [
-        _model_scores(model, data, corpus, chunks, queries, found, plan, device, profiler, bars, load_first)
+        _model_scores(model, data, corpus, chunks, queries, found, plan, device, profiler, bars, load_first, read_only)
         for model, _ in plan.rerankers
     ]
     return combine_scores(found.fused.cut(plan.candidate_k), scores, [weight for _, weight in plan.rerankers])
@@ -125,6 +127,7 @@ def _model_scores(
     profiler: Profiler,
     bars: Bars,
     load_first: bool,
+    read_only: bool,
 ) -> Floats:
     queries, candidates, owners = questions_to_read(
         queries, found.fused.cut(plan.candidate_k), found.variants, plan.reranker_query
@@ -137,7 +140,7 @@ def _model_scores(
                 "✓ Cross-encoder loaded successfully: %s on %s, %s by %s",
                 model.describe(), device, scorer.arithmetic, scorer.backend_name,
             )  # fmt: skip
-        kept = kept_pair_scores(data, model, scorer, plan.fresh)
+        kept = kept_pair_scores(data, model, scorer, plan.fresh, read_only)
     with profiler.stage("tokenise") as stage:
         passages = PassageTexts.of(corpus, chunks, found.passages[owners, : candidates.depth])
         # A block is what a kill costs: seconds of work, yet enough batches for every core.
@@ -155,10 +158,12 @@ def _model_scores(
     return merge_wordings(scores, owners, plan.reranker_query)
 
 
-def kept_pair_scores(data: DataFolder, model: ResolvedModel, scorer: PairScorer, fresh: bool = False) -> PairScores:
+def kept_pair_scores(
+    data: DataFolder, model: ResolvedModel, scorer: PairScorer, fresh: bool, read_only: bool
+) -> PairScores:
     """Scores that this model has given before, with the same limit of tokens and the same arithmetic."""
     key = fingerprint([model.fingerprint, scorer.max_length, scorer.arithmetic])
-    return PairScores(data.runs / "pair_scores" / key, fresh)
+    return PairScores(data.runs / "pair_scores" / key, fresh, read_only)
 
 
 def search(

@@ -258,7 +258,7 @@ def _late_scores(
             return late_scores(questions, tokens, passages, progress)
     log.info("Token vectors were too large to be kept: those of the candidates are made now")
     model = load_encoder(encoder, indices)
-    widest = 2 * model.dimension * indices.max_tokens
+    widest = 2 * model.token_dimension * indices.max_tokens
 
     def encode(rows: Rows) -> TokenVectors:
         return model.encode_tokens([units.texts[row] for row in rows.tolist()], "document", indices.batch_size)[1]
@@ -269,7 +269,7 @@ def _late_scores(
 
 def _load_faiss(path: Path, units: int, device: str) -> FaissIndex:
     try:
-        index = FaissIndex.load(path, use_gpu=device.startswith("cuda"))
+        index = FaissIndex.load(path, device)
     except RuntimeError as error:
         raise StaleArtifactError(f"{path}: cannot be read ({str(error)[:120]}). Run: {BUILD_COMMAND}") from error
     if len(index) != units:

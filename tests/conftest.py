@@ -160,6 +160,23 @@ def bi_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_bi_encoder(tmp_path_factory.mktemp("models") / "bi-encoder", tmp_path_factory.mktemp("bare"))
 
 
+@pytest.fixture(scope="session")
+def narrowing_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bi-encoder with 16 dimensions per token and, after a dense layer, 8 per text."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+
+    torch.manual_seed(4)
+    folder, bare = (tmp_path_factory.mktemp(name) for name in ("narrowing", "bare"))
+    tokenizer = bert_tokenizer()
+    config = BertConfig(vocab_size=len(tokenizer), **(TINY_SIZES | {"hidden_size": 16}))
+    BertModel(config, add_pooling_layer=False).save_pretrained(bare)
+    tokenizer.save_pretrained(bare)
+    modules = [Transformer(str(bare), max_seq_length=128), Pooling(16), Dense(16, 8), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder), create_model_card=False)
+    return folder
+
+
 PAGES = {
     "10": ("Дебетовая карта", "Обслуживание карты бесплатно. Снятие наличных без комиссии до 100 000 рублей в месяц."),
     "9": ("Кредитная карта", "Льготный период 120 дней. Снятие наличных с кредитной карты стоит 3 % и 390 рублей."),

@@ -45,17 +45,22 @@ class PairScores:
     Args:
         folder: where its files lie; made when something is saved.
         fresh: start with nothing, whatever lies there; what is saved then replaces it.
+        read_only: change nothing in the folder, which another process may be writing to; what is saved is remembered
+            by this object alone.
     """
 
-    def __init__(self, folder: Path, fresh: bool = False) -> None:
+    def __init__(self, folder: Path, fresh: bool = False, read_only: bool = False) -> None:
         self.folder = folder
+        self.read_only = read_only
+        # Its scores are all in memory: nobody else's files may be replaced by a merged one.
+        self._files: list[Path] = []
         self._keys = np.zeros(0, dtype=_KEY)
         self._scores: Floats = np.zeros(0, dtype=np.float32)
         self._new: list[tuple[npt.NDArray[np.void], Floats]] = []
         files = sorted(folder.glob("*.parquet"))
         if fresh:
             for path in files:
-                path.unlink()
+                self._remove(path)
         else:
             self._load(files)
 
@@ -69,10 +74,14 @@ class PairScores:
                 if file_sha256(path)[:_DIGITS] != path.stem.rpartition("-")[2]:
                     raise OSError("its bytes are not those that were written")
                 tables.append(pq.read_table(path, columns=["question", "passage", "score"]))
+                self._files.append(path)
+            except FileNotFoundError:
+                # Another process has merged it with others since the folder was listed.
+                continue
             except (OSError, KeyError, pa.ArrowException) as error:
                 # Scores can always be computed again, so a damaged file costs time and nothing else.
                 log.warning("WARNING: %s cannot be read (%s); its pairs are scored again", path, str(error)[:120])
-                path.unlink()
+                self._remove(path)
         if not tables:
             return
         table = pa.concat_tables(tables)
@@ -80,11 +89,18 @@ class PairScores:
             _keys(*(table.column(name).to_numpy() for name in ("question", "passage"))),
             table.column("score").to_numpy(),
         )
-        self._compact(files)
+        self._compact()
 
-    def _compact(self, files: list[Path]) -> None:
-        if len(files) > MERGE_AT_FILES:
-            self._write(self._keys, self._scores, files)
+    def _remove(self, path: Path) -> None:
+        if not self.read_only:
+            path.unlink(missing_ok=True)
+
+    def _compact(self) -> None:
+        if len(self._files) > MERGE_AT_FILES and not self.read_only:
+            replaced, self._files = self._files, []
+            self._write(self._keys, self._scores)
+            for path in replaced:
+                self._remove(path)
 
     def _merge(self, keys: npt.NDArray[np.void], scores: Floats) -> None:
         keys, first = np.unique(np.concatenate([self._keys, keys]), return_index=True)
@@ -106,17 +122,18 @@ class PairScores:
             self._new.append((_keys(questions, passages), scores.astype(np.float32)))
 
     def save(self) -> None:
-        """Write what was added since the last save, as one file, atomically."""
+        """Write what was added since the last save, as one file, atomically; see ``read_only``."""
         if not self._new:
             return
         keys = np.concatenate([part for part, _ in self._new])
         scores = np.concatenate([part for _, part in self._new])
         self._new = []
-        self._write(keys, scores, [])
+        if not self.read_only:
+            self._write(keys, scores)
         self._merge(keys, scores)
-        self._compact(sorted(self.folder.glob("*.parquet")))
+        self._compact()
 
-    def _write(self, keys: npt.NDArray[np.void], scores: Floats, replaced: list[Path]) -> None:
+    def _write(self, keys: npt.NDArray[np.void], scores: Floats) -> None:
         stems = [path.stem.partition("-")[0] for path in self.folder.glob("*.parquet")]
         number = max((int(stem) for stem in stems if stem.isdigit()), default=0) + 1
         table = pa.table({"question": keys["question"], "passage": keys["passage"], "score": scores})
@@ -126,8 +143,7 @@ class PairScores:
         path = self.folder / f"{number:06d}-{hashlib.sha256(data).hexdigest()[:_DIGITS]}.parquet"
         with atomic_path(path, len(data)) as temporary:
             temporary.write_bytes(data)
-        for old in replaced:
-            old.unlink()
+        self._files.append(path)
 
 
 def _keys(questions: Hashes, passages: Hashes) -> npt.NDArray[np.void]:

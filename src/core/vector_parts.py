@@ -168,7 +168,11 @@ class TokenFile:
 
         Raises:
             DiskFullError: where the disk has no room for them.
+            ValueError: where they are of another shape, and would lie over those of other texts.
         """
+        shape = (int(self.offsets[number + 1] - self.offsets[number]), self.dimension)
+        if vectors.shape != shape:
+            raise ValueError(f"token vectors of text {number} are of shape {vectors.shape}, not {shape}")
         data = np.ascontiguousarray(vectors, dtype=np.float16).tobytes()
         with explain_full_disk(self.path, self.bytes):
             self._seek(number)

@@ -1,17 +1,22 @@
 """Where tensors run, in which precision that is fast, and why a model does not load."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from src.core.errors import UserError
+from src.engine.driver import nvidia_driver, why_no_gpu
 
 Precision = Literal["auto", "exact", "fast"]
 Engine = Literal["auto", "openvino", "torch"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,43 @@ class CpuEngine:
 
 
 def pick_device(wanted: str) -> str:
-    """``auto`` becomes ``cuda``, ``mps`` or ``cpu``, the first that this machine has; anything else is returned."""
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    """``auto`` becomes ``cuda``, ``mps`` or ``cpu``, the first that this machine has; anything else is returned.
+
+    Where ``auto`` becomes ``cpu`` although there is a card, the log says why, once.
+
+    Raises:
+        UserError: where this machine has not the device that is named.
+    """
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "auto":
+        if cards:
+            return "cuda"
+        if torch.backends.mps.is_available():
+            return "mps"
+        _tell_why_no_gpu()
+        return "cpu"
+    kind, _, number = wanted.partition(":")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"DEVICE = {wanted!r}: torch sees no such device here. Set DEVICE = 'auto'.")
+    if kind == "cuda" and not cards:
+        driver = nvidia_driver()
+        reason = "torch sees no GPU, and there is no NVIDIA driver." if driver is None else why_no_gpu(driver)
+        raise UserError(f"DEVICE = {wanted!r}: {reason} Or set DEVICE = 'auto'.")
+    if kind == "cuda" and int(number or 0) >= cards:
+        raise UserError(
+            f"DEVICE = {wanted!r}: torch sees {cards} GPU(s), cuda:0 to cuda:{cards - 1}. Name one of them, or set "
+            "DEVICE = 'auto'."
+        )
+    return wanted
+
+
+@cache
+def _tell_why_no_gpu() -> None:
+    driver = nvidia_driver()
+    if driver is not None:
+        log.warning("WARNING: %s The CPU does the work, many times slower.", why_no_gpu(driver))
+    elif torch.version.cuda:
+        log.info("torch is built for CUDA %s, but there is no NVIDIA driver here: the CPU is used.", torch.version.cuda)
 
 
 def every_device(device: str) -> list[str]:

@@ -113,6 +113,12 @@ class SentenceEncoder:
         """Length D of a vector."""
         return int(self.model.get_embedding_dimension() or 0)
 
+    @cached_property
+    def token_dimension(self) -> int:
+        """Length of the vector of a token; a layer after the pooling may make that of a text another."""
+        (features,) = self._by_torch(["a"], "document", 1, output_value=None)
+        return int(features["token_embeddings"].shape[-1])
+
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer (Hugging Face, fast)."""
@@ -139,7 +145,7 @@ class SentenceEncoder:
             batch_size: texts per forward pass.
             progress: called with the number of further texts done.
             on_tokens: called for every text with its number and the vectors of its tokens in the last layer, float32
-                [:meth:`token_counts`, D], of unit length: what late interaction compares.
+                [:meth:`token_counts`, :attr:`token_dimension`], of unit length: what late interaction compares.
 
         Returns:
             float32 [N, D], rows of unit length.
@@ -181,7 +187,7 @@ class SentenceEncoder:
     ) -> tuple[npt.NDArray[np.float32], TokenVectors]:
         """Vectors of texts and of their tokens, all in memory; arguments as in :meth:`encode`."""
         offsets = offsets_of(self.token_counts(texts, role))
-        values = np.zeros((int(offsets[-1]), self.dimension), dtype=np.float16)
+        values = np.zeros((int(offsets[-1]), self.token_dimension), dtype=np.float16)
 
         def keep(number: int, vectors: npt.NDArray[np.float32]) -> None:
             values[offsets[number] : offsets[number + 1]] = vectors

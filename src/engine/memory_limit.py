@@ -1,7 +1,15 @@
 """Running out of memory is no failure: the batch is halved, and its size remembered."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import torch
+
+from src.core.memory import first_line, means_out_of_memory
+from src.engine.pair_backends import PairBatch
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +48,36 @@ class MemoryLimit:
         size = items if self.tokens is None else max(1, min(items, self.tokens // max(1, width)))
         for start in range(0, items, size):
             yield slice(start, start + size)
+
+    def results(self, batches: Iterable[PairBatch], work: Callable[[PairBatch], T]) -> Iterator[tuple[PairBatch, T]]:
+        """Every batch with what ``work`` makes of it; one that memory does not hold comes in smaller parts, in order.
+
+        Raises:
+            DoesNotFitError: where memory does not hold a single pair.
+        """
+        for batch in batches:
+            waiting = [batch]
+            while waiting:
+                part = waiting.pop()
+                pieces = list(self.pieces(*part.ids.shape))
+                if len(pieces) > 1:
+                    waiting.extend(part.part(rows) for rows in reversed(pieces))
+                    continue
+                try:
+                    result = work(part)
+                except (MemoryError, RuntimeError) as error:
+                    if not means_out_of_memory(error):
+                        raise
+                    reason = first_line(error)
+                else:
+                    yield part, result
+                    continue
+                # Only here is the error, and with it the tensors that its frames hold, gone.
+                if self.device.startswith("cuda"):
+                    torch.cuda.empty_cache()
+                pairs, width = part.ids.shape
+                self.lower(int(part.rows[0]), pairs, width, reason)
+                waiting.append(part)
 
     def lower(self, row: int, items: int, width: int, reason: str) -> None:
         """A batch did not fit: halve the limit, and say so.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.core.memory import first_line, means_out_of_memory
+from src.core.memory import first_line
 from src.engine.bert_forward import BertPairForward, PackedLayout, VariableLengthAttention
 from src.engine.memory_limit import MemoryLimit
 from src.engine.openvino_graphs import BackendUnavailableError
@@ -91,39 +91,13 @@ class PackedBackend:
     def run(self, batches: Iterable[PairBatch], scores: npt.NDArray[np.float32]) -> None:
         """See :class:`~src.engine.pair_backends.PairBackend`."""
         under_way: tuple[npt.NDArray[np.int64], Tensor] | None = None
-        for batch in batches:
-            waiting = [batch]
-            while waiting:
-                part = waiting.pop()
-                pieces = list(self.limit.pieces(*part.ids.shape))
-                if len(pieces) > 1:
-                    waiting.extend(part.part(rows) for rows in reversed(pieces))
-                    continue
-                logits = self._logits_or_none(part)
-                # The card works on this part while the next one is put together; copying back would wait for it.
-                if under_way is not None:
-                    _store(under_way, scores)
-                    under_way = None
-                if logits is None:
-                    waiting.append(part)
-                else:
-                    under_way = part.rows, logits
+        for part, logits in self.limit.results(batches, self._logits):
+            # The card works on this part while the last one is stored; copying back at once would wait for it.
+            if under_way is not None:
+                _store(under_way, scores)
+            under_way = part.rows, logits
         if under_way is not None:
             _store(under_way, scores)
-
-    def _logits_or_none(self, batch: PairBatch) -> Tensor | None:
-        """Logits of a batch; where memory runs out, nothing, and the limit is lower."""
-        try:
-            return self._logits(batch)
-        except (MemoryError, RuntimeError) as error:
-            if not means_out_of_memory(error):
-                raise
-            reason = first_line(error)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        pairs, width = batch.ids.shape
-        self.limit.lower(int(batch.rows[0]), pairs, width, reason)
-        return None
 
     def _logits(self, batch: PairBatch) -> Tensor:
         assert self.forward is not None

@@ -10,7 +10,6 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from src.core.errors import UserError
-from src.core.memory import first_line, means_out_of_memory
 from src.engine.devices import Precision, explain_loading, half_precision
 from src.engine.memory_limit import MemoryLimit
 from src.engine.pair_backends import PairBatch
@@ -63,31 +62,8 @@ class TorchBackend:
 
     def run(self, batches: Iterable[PairBatch], scores: npt.NDArray[np.float32]) -> None:
         """See :class:`~src.engine.pair_backends.PairBackend`."""
-        for batch in batches:
-            waiting = [batch]
-            while waiting:
-                part = waiting.pop()
-                pieces = list(self.limit.pieces(*part.ids.shape))
-                if len(pieces) > 1:
-                    waiting.extend(part.part(rows) for rows in reversed(pieces))
-                elif not self._fits(part, scores):
-                    waiting.append(part)
-
-    def _fits(self, batch: PairBatch, scores: npt.NDArray[np.float32]) -> bool:
-        """Score a batch; where memory runs out, lower the limit instead."""
-        try:
-            scores[batch.rows] = self._forward(batch)
-            return True
-        except (MemoryError, RuntimeError) as error:
-            if not means_out_of_memory(error):
-                raise
-            reason = first_line(error)
-        # Only here is the error, and with it the tensors that its frames hold, gone.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        pairs, width = batch.ids.shape
-        self.limit.lower(int(batch.rows[0]), pairs, width, reason)
-        return False
+        for part, found in self.limit.results(batches, self._forward):
+            scores[part.rows] = found
 
     def _forward(self, batch: PairBatch) -> npt.NDArray[np.float32]:
         on_device = {name: torch.from_numpy(value).to(self.device) for name, value in batch.inputs.items()}

@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,13 @@ import torch
 
 import faiss  # isort: skip
 
+from src.core.errors import UserError
+from src.engine.devices import pick_device
+from src.engine.driver import nvidia_driver, why_no_gpu
+
 Level = Literal["ok", "note", "FAIL"]
 
 _GIB = 1 << 30
-DRIVER_TIMEOUT_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -41,47 +43,26 @@ class Finding:
         return f"{self.level:<5} {self.what:<22} {self.detail}"
 
 
-def machine_findings(device: str) -> Iterator[Finding]:
+def machine_findings(wanted: str) -> Iterator[Finding]:
     """Python, torch, CUDA, driver and faiss build.
 
     Args:
-        device: what the run will use.
+        wanted: device of the settings.
     """
     yield Finding("ok", "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
     seen = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU that torch can use"
     yield Finding("ok", "torch", f"{torch.__version__}, {cuda}; {seen}; {torch.get_num_threads()} CPU threads")
-    driver = _driver()
+    driver = nvidia_driver()
     if driver is not None:
         usable = torch.cuda.is_available()
-        fix = (
-            ""
-            if usable
-            else " but torch cannot use it: install the requirements with REQUIREMENTS=requirements-gpu.txt"
-        )
-        yield Finding("ok" if usable else "note", "GPU driver", driver + fix)
+        yield Finding("ok" if usable else "note", "GPU driver", driver.text if usable else why_no_gpu(driver))
     gpu_build = hasattr(faiss, "StandardGpuResources")
     yield Finding("ok", "faiss", f"{faiss.__version__}, {'GPU' if gpu_build else 'CPU'} build")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        yield Finding("FAIL", "device", f"DEVICE asks for {device}, which this machine has not. Set DEVICE = 'auto'.")
-    else:
-        yield Finding("ok", "device", device)
-
-
-def _driver() -> str | None:
-    """What nvidia-smi says of the driver; ``None`` where there is none."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
     try:
-        asked = subprocess.run(
-            [program, "--query-gpu=name,driver_version,memory.free", "--format=csv,noheader"],
-            capture_output=True, text=True, timeout=DRIVER_TIMEOUT_SECONDS, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"nvidia-smi does not answer ({error})"
-    lines = (asked.stdout or asked.stderr).strip().splitlines()
-    return lines[0] if lines else "nvidia-smi says nothing"
+        yield Finding("ok", "device", pick_device(wanted))
+    except UserError as error:
+        yield Finding("FAIL", "device", str(error))
 
 
 def space_findings(folder: Path, disk_bytes: int, memory_bytes: int) -> Iterator[Finding]:

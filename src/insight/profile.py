@@ -22,7 +22,7 @@ class Stage:
         items: what it worked on, for the throughput; 0 where that makes no sense.
         unit: what the items are.
         peak_mib: highest resident memory of the process while it ran.
-        gpu_peak_mib: highest memory allocated on the GPU while it ran; 0 without a GPU.
+        gpu_peak_mib: highest memory allocated on the fullest GPU while it ran; 0 without a GPU.
         tokens, flops: that a model has read, and the floating-point operations that takes without padding; 0 where
             nobody counted.
         arithmetic: the type that it multiplied in.
@@ -141,11 +141,13 @@ def _reset_gpu_peak() -> bool:
 
     if not torch.cuda.is_available():
         return False
-    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.init()  # type: ignore[no-untyped-call]  # a card that is named by its number does not do it
+    for number in range(torch.cuda.device_count()):
+        torch.cuda.reset_peak_memory_stats(number)
     return True
 
 
 def _gpu_peak() -> int:
     import torch
 
-    return int(torch.cuda.max_memory_allocated())
+    return max(int(torch.cuda.max_memory_allocated(number)) for number in range(torch.cuda.device_count()))

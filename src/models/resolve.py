@@ -4,13 +4,15 @@ import difflib
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from src.core.artifacts import MANIFEST_NAME, fingerprint, read_manifest
+from src.core.artifacts import MANIFEST_NAME, atomic_path, file_sha256, fingerprint, read_manifest
 from src.core.errors import ModelUnavailableError
 from src.models import embedded_e5, embedded_reranker
 
@@ -24,10 +26,15 @@ EMBEDDED: dict[Role, str] = {
 }
 CONNECT_TIMEOUT_SECONDS = 5.0
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_SAMPLED_BYTES = 1 << 20
+# What the fingerprint of a directory reads, and what in it no loader reads or only copies the weights.
+_SHAPING = {".json", ".txt", ".model", ".spm", ".tiktoken", ".jinja", ".py", ".safetensors", ".bin"}
+_SHAPELESS = {MANIFEST_NAME, "training_args.bin", "trainer_state.json"}
+_SHAPELESS_FOLDERS = (".*", "onnx", "openvino", "checkpoint-*")
+_MODULES = "modules.json"  # what sentence-transformers puts around a transformer: pooling, layers
 _SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
 log = logging.getLogger(__name__)
+_hashes: dict[tuple[str, int, int, int], str] = {}
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class ResolvedModel:
         fingerprint: equal for equal models on any machine; artefacts made with the model carry it.
         warning: why another model stands in, to be repeated wherever results are shown.
         remote_code: whether the model's own Python code may run.
+        assumed_pooling: of a bi-encoder without ``modules.json``, which says how its token vectors are pooled.
     """
 
     role: Role
@@ -55,6 +63,7 @@ class ResolvedModel:
     fingerprint: str
     warning: str | None = None
     remote_code: bool = False
+    assumed_pooling: str | None = None
 
     def describe(self) -> str:
         """One line for the log."""
@@ -99,8 +108,11 @@ class ModelResolver:
         self.allow_remote_code = allow_remote_code
         self.may_download = may_download
 
-    def resolve(self, name: str, role: Role) -> ResolvedModel:
+    def resolve(self, name: str, role: Role, pooling: str | None = None) -> ResolvedModel:
         """Find a model: directory, local hub cache, hub, embedded.
+
+        Args:
+            pooling: that the settings give a bi-encoder; one in the cache then needs no ``modules.json``.
 
         Raises:
             ModelUnavailableError: unknown embedded name, a path that is not there, or a model that cannot be had
@@ -111,18 +123,19 @@ class ModelResolver:
         directory = (self.root / Path(name).expanduser()).resolve()
         if directory.is_dir():
             _require_model(name, directory)
-            return self._found(name, role, directory, "directory", _content(directory))
+            return self._found(name, role, directory, "directory", _content(directory), pooling)
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise ModelUnavailableError(
                 f"model {name!r}: no directory {directory}. Give an existing one or a hub name."
             )
-        cached = _from_cache(name)
-        if cached is not None:
-            return self._found(name, role, cached, "local hub cache", f"{name}@{cached.name}")
+        cached, lack = _from_cache(name, needs_modules=role == "bi-encoder" and pooling is None)
+        if cached is not None and lack is None:
+            return self._found(name, role, cached, "local hub cache", f"{name}@{cached.name}", pooling)
+        why = "it is not in the local hub cache" + ("" if lack is None else f" as a whole ({lack})")
         try:
             if not self.may_download:
-                raise ModelUnavailableError("it is not in the local hub cache")
-            downloaded = _from_hub(name, self._may_run_code_of(name))
+                raise ModelUnavailableError(why)
+            downloaded = _from_hub(name, why, self._may_run_code_of(name))
         except ModelUnavailableError as error:
             how = (
                 f"To get it: run `hf download {name}` on a machine with a network and copy its hub cache "
@@ -134,13 +147,15 @@ class ModelResolver:
             warning = f"{role} {name!r} could not be had ({error}); {stand_in!r} stands in for it"
             log.warning("WARNING: %s. %s", warning, how)
             return self._embedded(name, stand_in, role, warning)
-        return self._found(name, role, downloaded, "hub", f"{name}@{downloaded.name}")
+        return self._found(name, role, downloaded, "hub", f"{name}@{downloaded.name}", pooling)
 
     def _may_run_code_of(self, name: str) -> bool:
         allowed = self.allow_remote_code
         return allowed if isinstance(allowed, bool) else name in allowed
 
-    def _found(self, name: str, role: Role, directory: Path, source: Source, content: str) -> ResolvedModel:
+    def _found(
+        self, name: str, role: Role, directory: Path, source: Source, content: str, pooling: str | None
+    ) -> ResolvedModel:
         allowed = self._may_run_code_of(name)
         if not allowed and _has_own_code(directory):
             # Loaded without its code it may take its weights for those of another architecture.
@@ -151,7 +166,19 @@ class ModelResolver:
             )
         if allowed and _has_own_code(directory):
             log.warning("WARNING: %s %r runs Python code of its own (ALLOW_REMOTE_CODE)", role, name)
-        return ResolvedModel(role, name, name, directory, source, directory.name, content, remote_code=allowed)
+        assumed = None
+        if role == "bi-encoder" and not (directory / _MODULES).is_file():
+            assumed = _assumed_pooling(directory)
+            # The same commit with its modules is another model.
+            content += f" without {_MODULES}"
+            if pooling is None:
+                log.warning(
+                    "WARNING: bi-encoder %r has no %s: %s pooling is assumed. Where it was trained with another one, "
+                    'set "pooling" in its entry of ENCODERS.', name, _MODULES, assumed,
+                )  # fmt: skip
+        return ResolvedModel(
+            role, name, name, directory, source, directory.name, content, remote_code=allowed, assumed_pooling=assumed
+        )
 
     def _embedded(self, requested: str, name: str, role: Role, warning: str | None) -> ResolvedModel:
         if name != EMBEDDED[role]:
@@ -174,23 +201,72 @@ def _other(role: Role) -> Role:
 
 
 def _content(directory: Path) -> str:
-    """Fingerprint of a model directory: its configuration, and size and ends of its weights (they may be large)."""
-    digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json", "modules.json", *_WEIGHTS):
-        path = directory / name
-        if not path.is_file():
+    """Fingerprint of a model directory: names and whole bytes of every file that can shape the model."""
+    lines = [f"{path.relative_to(directory).as_posix()} {_sha256(path)}\n" for path in _shaping_files(directory)]
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _shaping_files(directory: Path) -> list[Path]:
+    found: list[Path] = []
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(directory, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back would never end
+            folders.clear()
             continue
-        size = path.stat().st_size
-        digest.update(f"{name}:{size}:".encode())
-        with path.open("rb") as handle:
-            digest.update(handle.read(_SAMPLED_BYTES))
-            handle.seek(max(0, size - _SAMPLED_BYTES))
-            digest.update(handle.read(_SAMPLED_BYTES))
-    return digest.hexdigest()[:16]
+        seen.add(real)
+        folders[:] = [name for name in folders if not any(fnmatch(name, pattern) for pattern in _SHAPELESS_FOLDERS)]
+        # Every loader takes safetensors where both are there.
+        safe = any(fnmatch(name, "model*.safetensors") for name in names)
+        found.extend(
+            Path(folder) / name
+            for name in names
+            if Path(name).suffix in _SHAPING
+            and name not in _SHAPELESS
+            and not (safe and fnmatch(name, "pytorch_model*.bin*"))
+        )
+    return sorted(path for path in found if path.is_file())
 
 
-def _has_weights(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in _WEIGHTS)
+def _sha256(path: Path) -> str:
+    """SHA-256 of a file; read once per process for as long as size, time and inode stay (weights are large)."""
+    status = path.stat()
+    key = (str(path), status.st_size, status.st_mtime_ns, status.st_ino)
+    if key not in _hashes:
+        _hashes[key] = file_sha256(path)
+    return _hashes[key]
+
+
+def _lack(directory: Path) -> str | None:
+    """What a model directory lacks of the files that others in it name; ``None`` where it is whole."""
+    weights = next((name for name in _WEIGHTS if (directory / name).is_file()), None)
+    if weights is None:
+        return f"no weights ({' or '.join(_WEIGHTS[::2])})"
+    named: list[str] = []
+    try:
+        if weights.endswith(".index.json"):
+            named += json.loads((directory / weights).read_text(encoding="utf-8"))["weight_map"].values()
+        if (directory / _MODULES).is_file():
+            modules = json.loads((directory / _MODULES).read_text(encoding="utf-8"))
+            layers = [m["path"] for m in modules if m["type"].endswith((".Pooling", ".Dense"))]
+            named += [f"{layer}/config.json" for layer in layers]
+            for dense in (m["path"] for m in modules if m["type"].endswith(".Dense")):
+                if not (directory / dense / "pytorch_model.bin").is_file():
+                    named.append(f"{dense}/model.safetensors")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"a damaged index or {_MODULES}: {type(error).__name__}: {error}"
+    missing = sorted(name for name in set(named) if not (directory / name).is_file())
+    return f"no {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "") if missing else None
+
+
+def _assumed_pooling(directory: Path) -> str:
+    """What sentence-transformers puts on a transformer that comes without modules."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        causal = config["architectures"][0].endswith("ForCausalLM") and config.get("is_causal", True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        causal = False
+    return "lasttoken" if causal else "mean"
 
 
 def _has_own_code(directory: Path) -> bool:
@@ -205,19 +281,39 @@ def _require_model(name: str, directory: Path) -> None:
     for part in ("config.json", "tokenizer_config.json"):
         if not (directory / part).is_file():
             raise ModelUnavailableError(f"model {name!r}: {directory} has no {part}. Copy the whole model directory.")
-    if not _has_weights(directory):
-        raise ModelUnavailableError(f"model {name!r}: {directory} has no weights ({' or '.join(_WEIGHTS[::2])}).")
+    lack = _lack(directory)
+    if lack is not None:
+        raise ModelUnavailableError(f"model {name!r}: {directory} has {lack}. Copy the whole model directory.")
 
 
-def _from_cache(name: str) -> Path | None:
-    """Snapshot in the local hub cache that holds a configuration and weights; no network is touched."""
+def _from_cache(name: str, needs_modules: bool) -> tuple[Path | None, str | None]:
+    """Snapshot in the local hub cache, and what it lacks; no network is touched.
+
+    Args:
+        needs_modules: whether ``modules.json`` must be there, or be known not to be on the hub.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(name, "config.json")
     if not isinstance(config, str):
-        return None
+        return None, None
     snapshot = Path(config).parent
-    return snapshot if _has_weights(snapshot) else None
+    lack = _lack(snapshot)
+    if lack is None and needs_modules and try_to_load_from_cache(name, _MODULES) is None:
+        lack = f'no {_MODULES}; where the model has none, set "pooling" in its entry of ENCODERS'
+    return snapshot, lack
+
+
+def _remember(snapshot: Path, files: Sequence[str]) -> None:
+    """Put into the hub cache what a download of a commit leaves out: that it is the latest, and has no modules."""
+    repository = snapshot.parents[1]
+    latest = repository / "refs" / "main"
+    with atomic_path(latest) as temporary:
+        temporary.write_text(snapshot.name, encoding="utf-8")
+    if _MODULES not in files:
+        nothing = repository / ".no_exist" / snapshot.name / _MODULES
+        nothing.parent.mkdir(parents=True, exist_ok=True)
+        nothing.touch()
 
 
 @cache
@@ -235,12 +331,17 @@ def hub_answers() -> bool:
     return True
 
 
-def _from_hub(name: str, with_code: bool = False) -> Path:
-    """Download a model; one short look first, so that a machine without a network learns it within seconds."""
+def _from_hub(name: str, why: str, with_code: bool) -> Path:
+    """Download a model; one short look first, so that a machine without a network learns it within seconds.
+
+    Args:
+        why: it is not taken from the cache, for the message.
+        with_code: whether its Python code is fetched too.
+    """
     from huggingface_hub import HfApi, constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
-        raise ModelUnavailableError("it is not in the local hub cache, and HF_HUB_OFFLINE is set")
+        raise ModelUnavailableError(f"{why}, and HF_HUB_OFFLINE is set")
     log.info("Looking for %s on the hub ...", name)
     try:
         info = HfApi().model_info(name, timeout=CONNECT_TIMEOUT_SECONDS)
@@ -257,10 +358,12 @@ def _from_hub(name: str, with_code: bool = False) -> Path:
                 etag_timeout=CONNECT_TIMEOUT_SECONDS,
             )
         )
+        _remember(snapshot, files)
     except Exception as error:
         # Every way in which a hub can fail (no route, TLS, 401, 404, disk full) means: it cannot be had now.
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise ModelUnavailableError(f"not in the local hub cache; hub: {type(error).__name__}: {reason}") from error
-    if not _has_weights(snapshot):
-        raise ModelUnavailableError("the hub has no weights that transformers can load")
+        raise ModelUnavailableError(f"{why}; hub: {type(error).__name__}: {reason}") from error
+    lack = _lack(snapshot)
+    if lack is not None:
+        raise ModelUnavailableError(f"what the hub has of it cannot be loaded: {lack}")
     return snapshot

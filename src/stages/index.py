@@ -16,7 +16,11 @@ import bm25s  # isort: skip
 import faiss  # isort: skip
 from rank_bm25 import BM25Okapi  # isort: skip
 
+from src.core.memory import first_line
 from src.core.types import PAD, Floats, Rows, ranked
+
+# A faiss index on a GPU returns no more neighbours than this.
+MOST_FROM_A_GPU = 2048
 
 Bm25Backend = Literal["bm25s", "rank_bm25"]
 
@@ -24,10 +28,16 @@ log = logging.getLogger(__name__)
 
 
 class FaissIndex:
-    """Exact inner-product search over unit vectors (``IndexFlatIP``)."""
+    """Exact inner-product search over unit vectors (``IndexFlatIP``).
 
-    def __init__(self, index: Any) -> None:
+    Args:
+        index: of faiss, on the CPU.
+        on_gpu: a copy of it on a GPU, which is searched as long as it can answer.
+    """
+
+    def __init__(self, index: Any, on_gpu: Any = None) -> None:
         self.index = index
+        self.on_gpu = on_gpu
 
     @classmethod
     def build(cls, vectors: Floats) -> "FaissIndex":
@@ -44,12 +54,18 @@ class FaissIndex:
         return cls(index)
 
     @classmethod
-    def load(cls, path: Path, use_gpu: bool) -> "FaissIndex":
-        """Read an index; move it to the GPU where asked and where this faiss has GPU support."""
+    def load(cls, path: Path, device: str) -> "FaissIndex":
+        """Read an index.
+
+        Args:
+            device: a copy goes onto this card (``cuda``: the first), where this faiss has GPU support and the card has
+                room; a warning says where it has none.
+
+        Raises:
+            RuntimeError: where the file cannot be read.
+        """
         index = faiss.read_index(str(path))
-        if use_gpu and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0:
-            index = faiss.index_cpu_to_all_gpus(index)
-        return cls(index)
+        return cls(index, _copy_on(index, device))
 
     def save(self, path: Path) -> None:
         """Write the index file."""
@@ -69,10 +85,38 @@ class FaissIndex:
         return rows, scores
 
     def _search_units(self, vectors: Floats, k: int) -> tuple[Floats, Rows]:
-        scores, units = self.index.search(np.ascontiguousarray(vectors, dtype=np.float32), k)
+        scores, units = self._nearest(np.ascontiguousarray(vectors, dtype=np.float32), k)
         units = units.astype(np.int32)
         order = np.lexsort((units, -scores), axis=1)
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(units, order, axis=1)
+
+    def _nearest(self, vectors: Floats, k: int) -> Any:
+        if self.on_gpu is not None and k <= MOST_FROM_A_GPU:
+            try:
+                return self.on_gpu.search(vectors, k)
+            except RuntimeError as error:
+                _warn_of_gpu(error)
+                self.on_gpu = None
+        return self.index.search(vectors, k)
+
+
+def _copy_on(index: Any, device: str) -> Any:
+    """A copy of an index on a card; ``None`` where there cannot be one."""
+    kind, _, name = device.partition(":")
+    if kind != "cuda" or not hasattr(faiss, "StandardGpuResources"):
+        return None
+    number, seen = int(name or 0), faiss.get_num_gpus()
+    try:
+        if number >= seen:  # some builds of faiss abort the process there
+            raise RuntimeError(f"it sees {seen} of them, not {device}")
+        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), number, index)
+    except RuntimeError as error:
+        _warn_of_gpu(error)
+        return None
+
+
+def _warn_of_gpu(error: RuntimeError) -> None:
+    log.warning("WARNING: faiss cannot search on the GPU (%s): the CPU index is used.", first_line(error)[:200])
 
 
 class _LuceneOkapi(BM25Okapi):  # type: ignore[misc]

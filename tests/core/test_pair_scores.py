@@ -74,6 +74,59 @@ def test_many_small_files_become_one(tmp_path: Path) -> None:
     assert PairScores(tmp_path).lookup(texts, texts).tolist() == list(range(70))
 
 
+def save_one(kept: PairScores, number: int) -> None:
+    kept.add(*NUMBERS[number], np.array([number], np.float32))
+    kept.save()
+
+
+NUMBERS = [(hash_texts([str(i)]), hash_texts([str(i)])) for i in range(70)]
+
+
+def test_merging_leaves_alone_what_another_process_wrote_since(tmp_path: Path) -> None:
+    ours, other = PairScores(tmp_path), PairScores(tmp_path)
+    for i in range(64):
+        save_one(ours, i)
+    save_one(other, 68)
+    save_one(ours, 64)  # our 65th file: ours are merged
+    save_one(other, 69)
+    found = PairScores(tmp_path)
+    assert [found.lookup(*NUMBERS[i])[0] for i in (*range(65), 68, 69)] == [*range(65), 68, 69]
+    assert len(list(tmp_path.glob("*.parquet"))) == 3
+
+
+def test_files_that_another_process_merged_are_gone_and_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ours = PairScores(tmp_path)
+    for i in range(64):
+        save_one(ours, i)
+    next(tmp_path.glob("*.parquet")).unlink()
+    save_one(ours, 64)
+    assert len(PairScores(tmp_path)) == 65
+    listed, real = [tmp_path / "000001-gone.parquet", *tmp_path.glob("*.parquet")], Path.glob
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: listed if path == tmp_path else real(path, pattern))
+    assert len(PairScores(tmp_path)) == 65
+    assert len(PairScores(tmp_path, fresh=True)) == 0
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_read_only_changes_nothing_in_the_folder(tmp_path: Path, fresh: bool) -> None:
+    for i in range(66):
+        save_one(PairScores(tmp_path / str(i)), i)
+        (path,) = (tmp_path / str(i)).glob("*.parquet")
+        path.rename(tmp_path / path.name.replace("000001", f"{i:06d}"))
+        path.parent.rmdir()
+    (tmp_path / "000099-damaged.parquet").write_bytes(b"x")
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(before) == 67
+    kept = PairScores(tmp_path, fresh, read_only=True)
+    assert len(kept) == (0 if fresh else 66)
+    save_one(kept, 69)
+    assert kept.lookup(*NUMBERS[69]).tolist() == [69.0]
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.floats(-9, 9, width=32)), max_size=30))
 def test_it_behaves_as_a_dictionary(entries: list[tuple[int, int, float]]) -> None:
     import tempfile

@@ -93,6 +93,15 @@ def test_a_token_file_of_another_shape_is_made_anew(tmp_path: Path) -> None:
         assert not np.load(tokens.path).any()
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2), (1, 2), (4,)])
+def test_token_vectors_of_another_shape_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    tokens = token_file(tmp_path)
+    with pytest.raises(ValueError, match=r"token vectors of text 0 are of shape .*, not \(2, 2\)"):
+        tokens.write(0, np.ones(shape, np.float32))
+    tokens.close()
+    assert not np.load(tokens.path).any()
+
+
 def test_a_full_disk_names_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = token_file(tmp_path)
 

@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from src.core.errors import UserError
-from src.engine.devices import CpuEngine, Engine, half_precision, pick_device
+from src.engine.devices import CpuEngine, Engine, half_precision
 from src.engine.encoder import SentenceEncoder
 
 TEXTS = ["карта", "вклад под 15 %", "карта", "a much longer english text about lounges"]
@@ -91,12 +91,21 @@ def test_no_texts(bi_encoder: Path) -> None:
     assert SentenceEncoder(bi_encoder).encode([], "query").shape == (0, 32)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
-def test_named_device_is_kept(device: str) -> None:
-    assert pick_device(device) == device
-
-
 def test_half_precision_by_device() -> None:
     assert half_precision("cuda:1") == torch.float16
     assert half_precision("mps") is None
     assert half_precision("cpu") in {None, torch.bfloat16}
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_a_dense_layer_changes_the_vectors_of_texts_alone(
+    narrowing_encoder: Path, tmp_path: Path, engine: Engine
+) -> None:
+    encoder = openvino_encoder(narrowing_encoder, tmp_path, engine)
+    vectors, tokens = encoder.encode_tokens(["карта", "a longer text"], "query")
+    assert (encoder.dimension, encoder.token_dimension) == (8, 16)
+    assert vectors.shape == (2, 8)
+    peer = SentenceTransformer(str(narrowing_encoder), device="cpu")
+    expected = peer.encode("a longer text", output_value="token_embeddings", convert_to_numpy=False)[1:-1]
+    inner = torch.nn.functional.normalize(expected, dim=1).cpu().numpy()
+    np.testing.assert_allclose(tokens[1].astype(np.float32), inner, atol=1e-3)

@@ -14,6 +14,7 @@ from src.core.types import Queries, Run
 from src.engine.devices import CpuEngine
 from src.engine.encoder import SentenceEncoder
 from src.engine.memory_limit import DoesNotFitError, MemoryLimit
+from src.engine.pair_backends import PairBatch
 from src.engine.pair_scorer import CrossEncoderScorer, PairTooLargeError, make_scorer
 from src.stages.rerank import CandidateScorer, PassageTexts
 
@@ -37,6 +38,34 @@ def test_pieces_keep_to_the_limit() -> None:
     assert list(limit.pieces(2, 100)) == [slice(0, 1), slice(1, 2)]
     with pytest.raises(DoesNotFitError, match="an item of 100 tokens does not fit into the memory of cpu"):
         limit.lower(3, 1, 100, "no room")
+
+
+def test_results_come_in_order_in_parts_that_fit() -> None:
+    def work(batch: PairBatch) -> list[int]:
+        tried.append(len(batch.rows))
+        if batch.ids.size > 12:
+            raise MemoryError("no room")
+        return batch.rows.tolist()
+
+    def batches(width: int) -> list[PairBatch]:
+        ids = np.ones((5, width), dtype=np.int64)
+        return [PairBatch(np.arange(start, start + 5), ids, ids, None) for start in (0, 5)]
+
+    limit, tried = MemoryLimit("the model", "cpu"), list[int]()
+    found = [(part.rows.tolist(), result) for part, result in limit.results(batches(4), work)]
+    # 5 x 4 tokens do not fit, 2 x 4 do, and the second batch begins with what is known.
+    assert tried == [5, 2, 2, 1, 2, 2, 1]
+    assert [rows for rows, _ in found] == [[0, 1], [2, 3], [4], [5, 6], [7, 8], [9]]
+    assert all(rows == result for rows, result in found)
+    with pytest.raises(DoesNotFitError) as caught:
+        list(limit.results(batches(13), work))
+    assert (caught.value.row, caught.value.tokens) == (0, 13)
+
+    def broken(_: PairBatch) -> None:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        list(limit.results(batches(1), broken))
 
 
 def score(scorer: CrossEncoderScorer) -> np.ndarray:

@@ -1,5 +1,8 @@
 import time
 
+import pytest
+import torch
+
 from src.insight.profile import Profiler, Stage
 
 
@@ -45,3 +48,18 @@ def test_memory_peak_is_seen_although_it_is_freed() -> None:
     with profiler.stage("small"):
         pass
     assert profiler.stages[0].peak_mib >= profiler.stages[1].peak_mib + 100
+
+
+def test_gpu_memory_is_that_of_the_fullest_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = {0: 0, 1: 300 << 20, 2: 200 << 20}
+    done: list[object] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "init", lambda: done.append("init"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", done.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", peaks.__getitem__)
+    profiler = Profiler()
+    with profiler.stage("rerank"):
+        pass
+    assert done == ["init", 0, 1, 2]
+    assert profiler.stages[0].gpu_peak_mib == 300.0

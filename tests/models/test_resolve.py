@@ -1,5 +1,8 @@
+import json
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +12,7 @@ from src.models.resolve import EMBEDDED, ModelResolver, ResolvedModel
 
 PROJECT = Path(__file__).resolve().parents[2]
 NAME = "cross-encoder/ms-marco-MiniLM-L-12-v2"
+ENCODER = "nobody/encoder"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -18,10 +22,12 @@ def lay_out_hub_cache(cache: Path, name: str, model: Path) -> Path:
     snapshot = repository / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
     (repository / "blobs").mkdir()
-    for number, file in enumerate(sorted(model.iterdir())):
+    for number, file in enumerate(sorted(path for path in model.rglob("*") if path.is_file())):
         blob = repository / "blobs" / f"{number:040d}"
         shutil.copy(file, blob)
-        (snapshot / file.name).symlink_to(Path("../../blobs") / blob.name)
+        link = snapshot / file.relative_to(model)
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(blob)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
     return snapshot
@@ -38,6 +44,23 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
     return asked
+
+
+class FakeHub:
+    """A hub that holds one model, puts what a snapshot lacks of it there, and counts its downloads."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, snapshot: Path, model: Path) -> None:
+        self.sha = COMMIT
+        self.siblings = [SimpleNamespace(rfilename=str(file.relative_to(model))) for file in model.rglob("*.*")]
+        self.downloads = 0
+
+        def download(name: str, **options: object) -> str:
+            self.downloads += 1
+            shutil.copytree(model, snapshot, dirs_exist_ok=True)
+            return str(snapshot)
+
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda api, name, timeout: self)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
 
 
 @pytest.fixture
@@ -96,6 +119,128 @@ def test_a_half_downloaded_model_is_not_taken(
     with pytest.raises(ModelUnavailableError, match=f"hf download {NAME}"):
         resolver(tmp_path).resolve(NAME, "cross-encoder")
     assert no_network == [NAME]
+
+
+def sharded(model: Path, folder: Path) -> Path:
+    """A copy whose weights are two shards behind an index."""
+    shutil.copytree(model, folder)
+    (folder / "model.safetensors").unlink()
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    index = {"weight_map": {"a": names[0], "b": names[1], "c": names[1]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    for name in names:
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def test_every_shard_of_an_index_must_be_there(
+    cross_encoder: Path, hub_cache: Path, tmp_path: Path, no_network: list[str]
+) -> None:
+    model = sharded(cross_encoder, tmp_path / "sharded")
+    snapshot = lay_out_hub_cache(hub_cache, NAME, model)
+    assert resolver(tmp_path).resolve(NAME, "cross-encoder").source == "local hub cache"
+    assert not no_network
+    for folder in (snapshot, model):
+        (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ModelUnavailableError, match=r"as a whole \(no model-00002-of-00002\.safetensors\)"):
+        resolver(tmp_path).resolve(NAME, "cross-encoder")
+    with pytest.raises(ModelUnavailableError, match=r"sharded has no model-00002-of-00002\.safetensors\. Copy"):
+        resolver(tmp_path).resolve("sharded", "cross-encoder")
+    (model / "model.safetensors.index.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ModelUnavailableError, match="has a damaged index"):
+        resolver(tmp_path).resolve("sharded", "cross-encoder")
+
+
+def with_dense(model: Path, folder: Path) -> Path:
+    shutil.copytree(model, folder)
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    dense = {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"}
+    (folder / "modules.json").write_text(json.dumps([*modules, dense]), encoding="utf-8")
+    (folder / "3_Dense").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / "3_Dense" / name).write_text("{}", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["modules.json", "1_Pooling/config.json", "3_Dense/model.safetensors"])
+def test_a_bi_encoder_without_all_of_its_modules_is_not_taken(
+    bi_encoder: Path, hub_cache: Path, tmp_path: Path, no_network: list[str], name: str
+) -> None:
+    snapshot = lay_out_hub_cache(hub_cache, ENCODER, with_dense(bi_encoder, tmp_path / "dense"))
+    assert resolver(tmp_path).resolve(ENCODER, "bi-encoder").source == "local hub cache"
+    assert not no_network
+    (snapshot / name).unlink()
+    with pytest.raises(ModelUnavailableError, match=rf"not in the local hub cache as a whole \(no {name}.*no route"):
+        resolver(tmp_path).resolve(ENCODER, "bi-encoder")
+    assert no_network == [ENCODER]
+
+
+def bare_copy(model: Path, folder: Path) -> Path:
+    """What transformers' AutoModel and AutoTokenizer fetch of a bi-encoder."""
+    shutil.copytree(model, folder)
+    (folder / "modules.json").unlink()
+    shutil.rmtree(folder / "1_Pooling")
+    return folder
+
+
+def test_a_hub_completes_a_part_of_a_bi_encoder(
+    bi_encoder: Path, hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: list[str]
+) -> None:
+    part = lay_out_hub_cache(hub_cache, ENCODER, bare_copy(bi_encoder, tmp_path / "bare"))
+    hub = FakeHub(monkeypatch, part, bi_encoder)
+    for source in ("hub", "local hub cache"):
+        found = resolver(tmp_path).resolve(ENCODER, "bi-encoder")
+        assert (hub.downloads, found.source, found.assumed_pooling) == (1, source, None)
+        assert found.fingerprint == f"{ENCODER}@{COMMIT}"
+
+
+def test_a_bi_encoder_that_has_no_modules_on_the_hub(
+    bi_encoder: Path, hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = bare_copy(bi_encoder, tmp_path / "bare")
+    hub = FakeHub(monkeypatch, lay_out_hub_cache(hub_cache, ENCODER, bare), bare)
+    for source in ("hub", "local hub cache"):  # the hub is asked once
+        found = resolver(tmp_path).resolve(ENCODER, "bi-encoder")
+        assert (hub.downloads, found.source, found.assumed_pooling) == (1, source, "mean")
+        assert found.fingerprint == f"{ENCODER}@{COMMIT} without modules.json"
+        assert found.warning is None
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2
+    assert f"bi-encoder '{ENCODER}' has no modules.json: mean pooling is assumed" in warnings[0]
+    assert 'set "pooling" in its entry of ENCODERS' in warnings[0]
+
+
+def test_pooling_of_the_settings_stands_for_missing_modules(
+    bi_encoder: Path, hub_cache: Path, tmp_path: Path, no_network: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    lay_out_hub_cache(hub_cache, ENCODER, bare_copy(bi_encoder, tmp_path / "bare"))
+    found = resolver(tmp_path).resolve(ENCODER, "bi-encoder", pooling="cls")
+    assert (found.source, no_network, caplog.records) == ("local hub cache", [], [])
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [({}, "mean"), ({"architectures": ["Qwen3ForCausalLM"]}, "lasttoken"),
+     ({"architectures": ["LlamaForCausalLM"], "is_causal": False}, "mean")],
+)  # fmt: skip
+def test_assumed_pooling(bi_encoder: Path, tmp_path: Path, change: dict[str, object], expected: str) -> None:
+    bare = bare_copy(bi_encoder, tmp_path / "bare")
+    config = json.loads((bare / "config.json").read_text(encoding="utf-8"))
+    (bare / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
+    assert resolver(tmp_path).resolve("bare", "bi-encoder").assumed_pooling == expected
+
+
+def test_a_download_is_found_again_without_a_network(
+    cross_encoder: Path, hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = lay_out_hub_cache(hub_cache, NAME, cross_encoder)
+    # The download of a commit leaves no ref behind.
+    shutil.rmtree(snapshot.parents[1] / "refs")
+    hub = FakeHub(monkeypatch, snapshot, cross_encoder)
+    assert resolver(tmp_path).resolve(NAME, "cross-encoder").source == "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert resolver(tmp_path).resolve(NAME, "cross-encoder").source == "local hub cache"
+    assert hub.downloads == 1
 
 
 def test_offline_is_obeyed(
@@ -158,15 +303,91 @@ def test_unknown_embedded_names(tmp_path: Path, name: str, complaint: str) -> No
         resolver(tmp_path).resolve(name, "cross-encoder")
 
 
-def test_fingerprint_of_a_directory_follows_its_content(cross_encoder: Path, tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    shutil.copytree(cross_encoder, first)
-    shutil.copytree(cross_encoder, second)
-    assert resolve._content(first) == resolve._content(second)
-    data = bytearray((second / "model.safetensors").read_bytes())
-    data[-1] ^= 1
-    (second / "model.safetensors").write_bytes(bytes(data))
-    assert resolve._content(first) != resolve._content(second)
+WEIGHTS_BYTES = 5 << 20
+
+
+@pytest.fixture
+def whole_model(bi_encoder: Path, tmp_path: Path) -> Path:
+    """A model directory with every kind of file, and weights of 5 MiB in a shard."""
+    folder = tmp_path / "whole"
+    shutil.copytree(bi_encoder, folder)
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense" / "config.json").write_text('{"in_features": 32, "out_features": 8}')
+    (folder / "2_Dense" / "model.safetensors").write_bytes(bytes(64))
+    (folder / "model-00001-of-00002.safetensors").write_bytes(bytes(WEIGHTS_BYTES))
+    for name in ("sentence_bert_config.json", "vocab.txt", "spiece.model", "modeling_own.py", "chat_template.jinja"):
+        (folder / name).write_text("0")
+    (folder / "onnx").mkdir()
+    (folder / ".cache").mkdir()
+    for name in ("README.md", "onnx/config.json", ".cache/download.json", "manifest.json", "pytorch_model.bin"):
+        (folder / name).write_text("0")
+    return folder
+
+
+def altered(model: Path, name: str, place: int) -> Path:
+    """A copy that differs in one byte of one file."""
+    copy = model.parent / "altered"
+    shutil.copytree(model, copy)
+    data = bytearray((copy / name).read_bytes())
+    data[place] ^= 1
+    (copy / name).write_bytes(bytes(data))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("config.json", 0),
+        ("modules.json", 0),
+        ("1_Pooling/config.json", -1),
+        ("2_Dense/config.json", -3),
+        ("2_Dense/model.safetensors", 32),
+        ("sentence_bert_config.json", 0),
+        ("config_sentence_transformers.json", 0),
+        ("tokenizer.json", 100),
+        ("tokenizer_config.json", 0),
+        ("vocab.txt", 0),
+        ("spiece.model", 0),
+        ("modeling_own.py", 0),
+        ("chat_template.jinja", 0),
+        ("model.safetensors", -1),
+        ("model-00001-of-00002.safetensors", WEIGHTS_BYTES // 2),
+    ],
+)
+def test_fingerprint_follows_every_file_that_shapes_the_model(whole_model: Path, name: str, place: int) -> None:
+    assert resolve._content(altered(whole_model, name, place)) != resolve._content(whole_model)
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "onnx/config.json", ".cache/download.json", "manifest.json", "pytorch_model.bin"]
+)
+def test_fingerprint_leaves_out_what_no_loader_reads(whole_model: Path, name: str) -> None:
+    assert resolve._content(altered(whole_model, name, 0)) == resolve._content(whole_model)
+
+
+def test_fingerprint_follows_the_name_of_a_file(whole_model: Path) -> None:
+    before = resolve._content(whole_model)
+    (whole_model / "2_Dense").rename(whole_model / "3_Dense")
+    assert resolve._content(whole_model) != before
+
+
+def test_fingerprint_reads_through_links_and_ends_at_a_link_back(whole_model: Path, tmp_path: Path) -> None:
+    before = resolve._content(whole_model)
+    (whole_model / "2_Dense").rename(tmp_path / "elsewhere")
+    (whole_model / "2_Dense").symlink_to(tmp_path / "elsewhere")
+    (whole_model / "self").symlink_to(whole_model)
+    assert resolve._content(whole_model) == before
+
+
+def test_a_file_is_hashed_once_per_process(whole_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve._content(whole_model)
+    read: list[str] = []
+    monkeypatch.setattr(resolve, "file_sha256", lambda path: read.append(path.name) or "0")
+    resolve._content(whole_model)
+    assert read == []
+    os.utime(whole_model / "vocab.txt", ns=(1, 1))
+    resolve._content(whole_model)
+    assert read == ["vocab.txt"]
 
 
 def test_code_of_its_own_runs_only_by_name(

@@ -50,6 +50,16 @@ def test_kept_pair_scores_are_used_again(project: Project) -> None:
     assert starting(lines, "Pairs: ") == "Pairs: 0 scored, 5 kept from earlier runs"
 
 
+def test_it_writes_no_pair_scores(project: Project) -> None:
+    """Another process may hold the data folder."""
+    project.run("03_run_search")
+    kept = project.data / "runs" / "pair_scores"
+    before = sorted(path.relative_to(kept) for path in kept.rglob("*"))
+    lines = project.run("08_explain", "--query", "ставка")
+    assert starting(lines, "Pairs: ") == "Pairs: 5 scored, 0 kept from earlier runs"
+    assert sorted(path.relative_to(kept) for path in kept.rglob("*")) == before
+
+
 def test_ranks_deeper_than_the_search_looks(project: Project) -> None:
     """With lists of three pages, most of the seven are lost before the reranker."""
     shallow = project.settings.model_copy(

@@ -105,6 +105,16 @@ def test_late_interaction_with_and_without_kept_token_vectors(project: Project) 
     assert pq.read_table(project.data / "runs" / "rerank-off.parquet").to_pylist() == kept.to_pylist()
 
 
+def test_late_interaction_of_an_encoder_with_a_dense_layer(project: Project, narrowing_encoder: Path) -> None:
+    entries = [EncoderSettings(model=str(narrowing_encoder), unit="chunk", weight=1.0)]
+    project.settings = project.settings.model_copy(update={"encoders": entries})
+    project.prepare()
+    assert np.load(next(project.data.rglob("*-tokens")) / "tokens.npy").shape[1] == 16
+    assert np.load(next((project.data / "embeddings").glob("*/vectors.npy"))).shape == (7, 8)
+    project.run("03_run_search", "--no-rerank")
+    assert len(project.rows()) == 5
+
+
 def test_late_interaction_off(project: Project) -> None:
     off = project.settings.model_copy(update={"late_interaction_weight": 0.0})
     project.prepare()
@@ -418,6 +428,22 @@ def test_two_encoders_of_one_model_stay_apart(project: Project, bi_encoder: Path
     assert not np.allclose(vectors[0], vectors[1], atol=1e-3)
     tables = [pq.read_table(project.data / "runs" / f"{name}.parquet").to_pylist() for name in names]
     assert tables[0] != tables[1]
+
+
+def test_assumed_pooling_is_part_of_what_embeddings_are_made_with(
+    project: Project, bi_encoder: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(bi_encoder, bare)
+    (bare / "modules.json").unlink()
+    one = [EncoderSettings(model=str(bare), unit="document", weight=1.0)]
+    settings = project.settings.model_copy(update={"encoders": one})
+    models = ModelResolver(PROJECT / "data" / "models", PROJECT, "fail")
+    (plan,) = load_script("_plans").encoder_plans(settings, models)
+    assert plan.pooling == "mean"
+    one[0] = one[0].model_copy(update={"pooling": "cls"})
+    (plan,) = load_script("_plans").encoder_plans(settings, models)
+    assert plan.pooling == "cls"
 
 
 def test_one_stand_in_for_several_models_is_searched_once(

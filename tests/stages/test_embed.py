@@ -42,7 +42,7 @@ def test_a_killed_run_ends_in_the_same_bytes(
     def run(folder: Path, die_after: int | None) -> tuple[np.ndarray | None, bytes]:
         parts = VectorParts(folder, {"units": "u"}, {})
         counts = encoder.token_counts(TEXTS, "document")
-        tokens = TokenFile(folder / "tokens.npy", counts, encoder.dimension) if with_tokens else None
+        tokens = TokenFile(folder / "tokens.npy", counts, encoder.token_dimension) if with_tokens else None
         encode, done = encoder.encode, []
 
         def dying(*arguments: object, **rest: object) -> np.ndarray:

@@ -1,4 +1,7 @@
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rank_bm25 import BM25Okapi
 
+from src.stages import index as index_module
 from src.stages.index import Bm25Index, FaissIndex
+
+import faiss  # isort: skip
 
 TERM_LISTS = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=12), min_size=1, max_size=20).filter(any)
 
@@ -54,7 +60,7 @@ def test_faiss_is_exact_and_pads(tmp_path: Path) -> None:
     vectors = generator.normal(size=(20, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     FaissIndex.build(vectors).save(tmp_path / "index.faiss")
-    index = FaissIndex.load(tmp_path / "index.faiss", use_gpu=False)
+    index = FaissIndex.load(tmp_path / "index.faiss", device="cpu")
     rows, scores = index.search(vectors[:3], 25)
     exact = vectors[:3] @ vectors.T
     np.testing.assert_array_equal(rows[:, :20], np.argsort(-exact, axis=1))
@@ -70,3 +76,94 @@ def test_faiss_refuses_vectors_that_are_not_unit() -> None:
 def test_equal_vectors_come_in_row_order() -> None:
     vectors = np.tile(np.array([[0.6, 0.8]], dtype=np.float32), (4, 1))
     assert FaissIndex.build(vectors).search(vectors[:1], 4)[0].tolist() == [[0, 1, 2, 3]]
+
+
+class FakeGpuFaiss:
+    """The GPU part of faiss in front of a real CPU index; ``fails`` names the step that has no memory."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+        self.placed: list[int] = []
+        self.asked: list[int] = []
+        self.IndexFlatIP, self.read_index, self.write_index = faiss.IndexFlatIP, faiss.read_index, faiss.write_index
+
+    def StandardGpuResources(self) -> str:
+        return "resources"
+
+    def get_num_gpus(self) -> int:
+        return 4
+
+    def index_cpu_to_gpu(self, resources: str, number: int, index: Any) -> Any:
+        assert resources == "resources"
+        if self.fails == "copy":
+            raise RuntimeError("Error in virtual void* StandardGpuResourcesImpl::allocMemory: out of memory")
+        self.placed.append(number)
+        return SimpleNamespace(search=partial(self._search, index))
+
+    def _search(self, index: Any, vectors: Any, k: int) -> Any:
+        assert k <= 2048
+        self.asked.append(k)
+        if self.fails == "search":
+            raise RuntimeError("CUDA error 2 out of memory")
+        return index.search(vectors, k)
+
+
+UNITS = 2100
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    vectors = np.random.default_rng(1).normal(size=(UNITS, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    path = tmp_path_factory.mktemp("index") / "index.faiss"
+    FaissIndex.build(vectors).save(path)
+    return path, vectors
+
+
+@pytest.mark.parametrize(("device", "number"), [("cuda", 0), ("cuda:1", 1), ("cuda:3", 3)])
+def test_the_index_goes_onto_the_one_card_that_is_named(
+    saved: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, device: str, number: int
+) -> None:
+    fake = FakeGpuFaiss()
+    monkeypatch.setattr(index_module, "faiss", fake)
+    index = FaissIndex.load(saved[0], device)
+    assert fake.placed == [number]
+    assert len(index) == UNITS
+    expected = FaissIndex.load(saved[0], "cpu").search(saved[1][:2], 7)
+    np.testing.assert_array_equal(index.search(saved[1][:2], 7)[0], expected[0])
+    assert fake.asked == [7]
+
+
+def test_a_search_deeper_than_a_gpu_answers_uses_the_cpu_index(
+    saved: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeGpuFaiss()
+    monkeypatch.setattr(index_module, "faiss", fake)
+    index = FaissIndex.load(saved[0], "cuda")
+    for depth in (2048, 2049, 5000):
+        rows = index.search(saved[1][:1], depth)[0]
+        assert (rows[0] >= 0).sum() == min(depth, UNITS)
+    assert fake.asked == [2048]
+
+
+def test_a_card_that_faiss_does_not_see(
+    saved: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = FakeGpuFaiss()
+    monkeypatch.setattr(index_module, "faiss", fake)
+    assert FaissIndex.load(saved[0], "cuda:4").search(saved[1][:1], 1)[0].tolist() == [[0]]
+    assert fake.placed == []
+    assert "it sees 4 of them, not cuda:4" in caplog.records[0].message
+
+
+@pytest.mark.parametrize("fails", ["copy", "search"])
+def test_no_memory_on_the_card_is_a_warning_and_the_cpu_index(
+    saved: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: str
+) -> None:
+    monkeypatch.setattr(index_module, "faiss", FakeGpuFaiss(fails))
+    index = FaissIndex.load(saved[0], "cuda:1")
+    for _ in range(2):
+        assert index.search(saved[1][:3], 1)[0][:, 0].tolist() == [0, 1, 2]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "out of memory): the CPU index is used" in record.message
