@@ -84,7 +84,7 @@ def add_search_flags(parser: argparse.ArgumentParser, settings: Settings) -> Non
     parser.add_argument(
         "--fit-blend",
         action="store_true",
-        help="fit RERANKER_BLEND_WEIGHT on the labels by cross-validation and report the held-out gain (default: off)",
+        help="fit RERANKER_BLEND_WEIGHT on the labels by cross-validation; used where its gain is shown (default: off)",
     )
     parser.add_argument(
         "--fit-fusion",
