@@ -41,7 +41,7 @@ log = logging.getLogger("search")
 
 def add_data_flags(parser: argparse.ArgumentParser, settings: Settings) -> None:
     """Flags that every numbered script takes."""
-    default = f"<data folder>/raw/%s, else the prepared data, else {settings.data_dir}/sample"
+    default = "<data folder>/raw/%s, else the prepared data, else data/sample"
     parser.add_argument(
         "--corpus", type=Path, metavar="CSV", help=f"documents (default: {default % settings.corpus_file})"
     )

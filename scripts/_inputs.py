@@ -57,7 +57,8 @@ def choose_inputs(flags: Namespace, settings: Settings, project: Path) -> Inputs
             raise UserError(f"--{flag} {path}: no such file. Give the path of an existing CSV file.")
     raw = {"corpus": settings.corpus_file, "questions": settings.questions_file, "labels": settings.labels_file}
     files = {key: data.raw / name for key, name in raw.items()}
-    sample = {key: project / settings.data_dir / SAMPLE_NAME / name for key, name in raw.items()}
+    # Part of the project, wherever DATA_DIR is.
+    sample = {key: project / "data" / SAMPLE_NAME / name for key, name in raw.items()}
 
     if flags.corpus is not None:
         origin, corpus = "flags", flags.corpus

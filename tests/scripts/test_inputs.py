@@ -2,13 +2,14 @@
 
 import json
 import shutil
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import pytest
-from conftest import write_csv
+from conftest import PROJECT, write_csv
 from test_run import Project
 
+from _cli import add_data_flags
 from _inputs import choose_inputs
 from config import Settings
 from src.core.errors import StaleArtifactError, UserError
@@ -64,3 +65,19 @@ def test_own_questions_are_not_left_out_for_those_of_the_sample(tmp_path: Path, 
     write_csv(tmp_path / "raw" / "questions_clean.csv", "q_id,query", ["q1,what"])
     with pytest.raises(UserError, match=r"raw/websites_updated\.csv: no such file, but .*raw/questions_clean\.csv"):
         choose_inputs(flags(tmp_path), settings, tmp_path)
+
+
+def test_the_sample_is_part_of_the_project_wherever_the_data_folder_is(tmp_path: Path, settings: Settings) -> None:
+    elsewhere = settings.model_copy(update={"data_dir": "elsewhere"})
+    found = choose_inputs(flags(tmp_path), elsewhere, PROJECT)
+    sample = PROJECT / "data" / "sample"
+    assert (found.corpus, found.questions, found.labels) == (
+        sample / "websites_updated.csv", sample / "questions_clean.csv", sample / "qrels.csv",
+    )  # fmt: skip
+    assert all(path is not None and path.is_file() for path in (found.corpus, found.questions, found.labels))
+    parser = ArgumentParser()
+    add_data_flags(parser, elsewhere)
+    text = " ".join(parser.format_help().split())
+    assert text.count("else data/sample") == 3
+    assert "elsewhere/sample" not in text
+    assert "data folder of this corpus (default: elsewhere)" in text
