@@ -121,7 +121,6 @@ class Settings(_Strict):
     labels_columns: LabelsColumns
     data_dir: Name
     output_file: Name
-    log_file: Name
 
     @field_validator("encoders")
     @classmethod

@@ -78,4 +78,3 @@ QUESTIONS_COLUMNS = {"id": "q_id", "query": "query"}
 LABELS_COLUMNS = {"query_id": "q_id", "doc_id": "web_id"}
 DATA_DIR = "data"
 OUTPUT_FILE = "submit_cross_encoder.csv"
-LOG_FILE = "search_cross_encoder.log"

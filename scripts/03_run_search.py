@@ -84,7 +84,6 @@ def _report(
         fused=found.late[0] if found.late is not None else found.fused,
         before=found.fused.cut(plan.candidate_k),
         after=result.final,
-        measured=result.final if result.fit is None else result.fit.held_out,
         passages=found.passages,
         metrics_before=None if result.before is None else result.before.metrics,
         metrics_after=None if result.after is None else result.after.metrics,

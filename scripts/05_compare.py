@@ -2,15 +2,16 @@
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
-from _plans import encoder_plans, index_plan, model_resolver, search_plan
+from _plans import encoder_plans, index_plan, model_resolver, reranker_plans, search_plan
 from _runs import find_run, read_run
 from _variants import load_variants
 from config import Settings
@@ -23,13 +24,15 @@ from src.insight.comparison import markdown, save
 from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
 from src.models.language_guard import choose_reranker
-from src.models.resolve import ModelResolver
+from src.models.resolve import ModelResolver, ResolvedModel
 from src.pipeline import candidate_scores
 from src.quality.compare import compare
 from src.retrieval import PassageChoice, choose_passages, retrieve
 from src.stages.rerank import blend
 from src.stages.submit import read_submission
 from src.stages.variants import QueryVariants
+
+Rerankers = tuple[tuple[ResolvedModel, float], ...]
 
 log = logging.getLogger("search")
 
@@ -43,7 +46,7 @@ def _parser(settings: Settings) -> argparse.ArgumentParser:
         help="name of a run in <data folder>/runs (rerank-off), its .parquet, or a submission .csv; the first is "
         "'before' (default: make them, rerank off first)",
     )  # fmt: skip
-    add("--models", nargs="+", metavar="MODEL", help="cross-encoders to make runs with (default: CROSS_ENCODER_MODEL)")
+    add("--models", nargs="+", metavar="MODEL", help="cross-encoders, a run each (default: those of the settings)")
     add("--candidates", nargs="+", type=positive_integer, metavar="K", help="(default: RERANKER_CANDIDATE_K)")
     add("--weights", nargs="+", type=_share, metavar="W", help="blend weights (default: RERANKER_BLEND_WEIGHT)")
     add(
@@ -104,21 +107,34 @@ def _make(
     plan = replace(base, candidate_k=max(depths))
     found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, Profiler(), progress_bar, None, variants)
     runs, warnings = [replace(found.fused, name="off")], []
-    for name in flags.models or [settings.cross_encoder_model]:
-        model = choose_reranker(resolver, name, settings.cross_encoder_model_multilingual, corpus)
-        warnings += [model.warning] if model.warning else []
+    for rerankers in _rerankers(flags, settings, resolver, corpus):
+        warnings += [model.warning for model, _ in rerankers if model.warning]
+        name = " + ".join(model.used.rsplit("/", 1)[-1].removeprefix("embedded:") for model, _ in rerankers)
         for choice, count in arms:
             read = replace(found, passages=choose_passages(found.fused, chunks, found.nearest, choice, count))
-            scores = candidate_scores(
-                inputs.data, corpus, chunks, queries, read, replace(plan, rerankers=((model, 1.0),)), device,
-                Profiler(), progress_bar, load_first=False,
-            )  # fmt: skip
+            score = partial(candidate_scores, inputs.data, corpus, chunks, queries, read)
+            deepest = score(replace(plan, rerankers=rerankers), device, Profiler(), progress_bar, load_first=False)
             arm = f" {choice} {count}" if flags.passages else ""
             for depth in depths:
+                scores = deepest[:, :depth]
+                if len(rerankers) > 1 and depth < plan.candidate_k:
+                    # Several models meet in z-scores over the candidates: those of this depth. Their pairs are kept.
+                    shallow = replace(plan, rerankers=rerankers, candidate_k=depth)
+                    scores = score(shallow, device, Profiler(), progress_bar, load_first=False)
                 for weight in weights:
-                    label = f"{model.used.rsplit('/', 1)[-1].removeprefix('embedded:')}{arm} K={depth} w={weight:g}"
-                    runs.append(blend(found.fused.cut(depth), scores[:, :depth], weight, label))
+                    label = f"{name}{arm} K={depth} w={weight:g}"
+                    runs.append(blend(found.fused.cut(depth), scores, weight, label))
     return runs, warnings
+
+
+def _rerankers(
+    flags: argparse.Namespace, settings: Settings, resolver: ModelResolver, corpus: Corpus
+) -> Iterator[Rerankers]:
+    """The cross-encoders of each run: one by one those of ``--models``, else those of the settings together."""
+    if not flags.models:
+        yield reranker_plans(settings, resolver, corpus)
+    for name in flags.models or ():
+        yield ((choose_reranker(resolver, name, settings.cross_encoder_model_multilingual, corpus), 1.0),)
 
 
 def run(settings: Settings, arguments: Sequence[str]) -> None:

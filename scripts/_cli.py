@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import fcntl
 import logging
 import os
 import sys
@@ -31,6 +32,7 @@ except ModuleNotFoundError as missing:
     )
 
 EXIT_USER_ERROR = 2
+LOG_NAME = "search_cross_encoder.log"
 _HALVE = "RERANKER_BATCH_SIZE in config/settings.py"
 _DISK_TROUBLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -39,7 +41,7 @@ log = logging.getLogger("search")
 
 def add_data_flags(parser: argparse.ArgumentParser, settings: Settings) -> None:
     """Flags that every numbered script takes."""
-    default = f"<data folder>/raw/%s, else the prepared data, else {settings.data_dir}/sample"
+    default = "<data folder>/raw/%s, else the prepared data, else data/sample"
     parser.add_argument(
         "--corpus", type=Path, metavar="CSV", help=f"documents (default: {default % settings.corpus_file})"
     )
@@ -84,7 +86,7 @@ def add_search_flags(parser: argparse.ArgumentParser, settings: Settings) -> Non
     parser.add_argument(
         "--fit-blend",
         action="store_true",
-        help="fit RERANKER_BLEND_WEIGHT on the labels by cross-validation and report the held-out gain (default: off)",
+        help="fit RERANKER_BLEND_WEIGHT on the labels by cross-validation; used where its gain is shown (default: off)",
     )
     parser.add_argument(
         "--fit-fusion",
@@ -177,9 +179,9 @@ def main(run: Callable[[Settings, Sequence[str]], None], keep_log: bool = False)
 
     Args:
         run: the script; gets the settings and the arguments.
-        keep_log: also write the output to ``LOG_FILE`` in the project folder. Where a shell script already keeps all
-            output (``SEARCH_OUTPUT_IS_LOGGED``), it is not written twice. The file takes its name at the end, so
-            that it may also be the target of a ``tee``.
+        keep_log: also write the output to ``search_cross_encoder.log`` in the project folder. Where a shell script
+            already keeps all output (``SEARCH_OUTPUT_IS_LOGGED``), it is not written twice. The file takes its name
+            at the end, so that it may also be the target of a ``tee``.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     stop_on_signals()
@@ -189,7 +191,7 @@ def main(run: Callable[[Settings, Sequence[str]], None], keep_log: bool = False)
         if not keep_log or os.environ.get("SEARCH_OUTPUT_IS_LOGGED"):
             run(settings, sys.argv[1:])
         else:
-            _run_logged(run, settings, PROJECT_ROOT / settings.log_file)
+            _run_logged(run, settings, PROJECT_ROOT / LOG_NAME)
     except UserError as error:
         _fail(str(error))
     except MemoryError as error:
@@ -261,4 +263,18 @@ def _run_logged(run: Callable[[Settings, Sequence[str]], None], settings: Settin
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
         with suppress(OSError):
             tee.file.close()
-        partial.replace(path)
+        name = _free_log(path)
+        partial.replace(name)
+        if name != path:
+            log.info("Another run is writing %s; the log of this one is %s.", path.name, name.name)
+
+
+def _free_log(path: Path) -> Path:
+    """``path``, or the first of ``NAME-2.log``, ... that no run of the shell script is writing to."""
+    for name in (path, *(path.with_stem(f"{path.stem}-{number}") for number in range(2, 10))):
+        if not name.exists():
+            return name
+        with name.open("a") as handle, suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return name
+    return path.with_stem(f"{path.stem}-{os.getpid()}")

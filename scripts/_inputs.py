@@ -57,7 +57,8 @@ def choose_inputs(flags: Namespace, settings: Settings, project: Path) -> Inputs
             raise UserError(f"--{flag} {path}: no such file. Give the path of an existing CSV file.")
     raw = {"corpus": settings.corpus_file, "questions": settings.questions_file, "labels": settings.labels_file}
     files = {key: data.raw / name for key, name in raw.items()}
-    sample = {key: project / settings.data_dir / SAMPLE_NAME / name for key, name in raw.items()}
+    # Part of the project, wherever DATA_DIR is.
+    sample = {key: project / "data" / SAMPLE_NAME / name for key, name in raw.items()}
 
     if flags.corpus is not None:
         origin, corpus = "flags", flags.corpus
@@ -85,12 +86,20 @@ def choose_inputs(flags: Namespace, settings: Settings, project: Path) -> Inputs
 def _default_questions(
     origin: str, files: dict[str, Path], sample: dict[str, Path], data: DataFolder
 ) -> tuple[Path | None, Path | None]:
-    """Questions and labels where no flag names the questions; ``None`` means the prepared copy."""
+    """Questions and labels where no flag names the questions; ``None`` means the prepared copy.
+
+    The prepared questions belong to the prepared corpus: beside another corpus they would be searched in silence.
+    """
+    if origin == "sample" and files["questions"].is_file():
+        raise UserError(
+            f"{files['corpus']}: no such file, but there are questions in {files['questions']}. Put the corpus there "
+            "too, give it with --corpus FILE, or move the questions away to search the sample."
+        )
     if origin == "sample":
         return sample["questions"], sample["labels"] if sample["labels"].is_file() else None
     if files["questions"].is_file():
         return files["questions"], files["labels"] if files["labels"].is_file() else None
-    if (data.questions / MANIFEST_NAME).is_file():
+    if origin == "prepared" and (data.questions / MANIFEST_NAME).is_file():
         return None, None
     raise UserError(f"{files['questions']}: no such file. Put the questions there, or give them with --questions FILE.")
 
@@ -100,9 +109,13 @@ def _prepared_origin(data: DataFolder) -> str | None:
     if not path.is_file():
         return None
     # Asked only where no file is at hand: a damaged copy must not be taken for none, and give way to the sample.
-    fix = f"{PREPROCESS_COMMAND} --data-dir {data.root} --corpus FILE --questions FILE (or copy the folder anew)"
-    origin = read_manifest(path, fix).extra.get("origin")
+    origin = read_manifest(path, _without_files(data)).extra.get("origin")
     return str(origin) if origin else None
+
+
+def _without_files(data: DataFolder) -> str:
+    """What mends a prepared copy that has no files beside it."""
+    return f"{PREPROCESS_COMMAND} --data-dir {data.root} --corpus FILE --questions FILE (or copy the folder anew)"
 
 
 def _shown(path: Path, project: Path) -> Path:
@@ -171,9 +184,13 @@ def corpus_identity(
 
 
 def questions_identity(inputs: Inputs, settings: Settings, corpus_fingerprint: str) -> dict[str, str]:
-    """What the prepared questions must have been made from."""
+    """What the prepared questions must have been made from.
+
+    Where there is no questions file, the prepared ones are taken at their word, but for the corpus that they belong to.
+    """
     if inputs.questions is None:
-        return dict(read_manifest(inputs.data.questions / MANIFEST_NAME, PREPROCESS_COMMAND).inputs)
+        kept = read_manifest(inputs.data.questions / MANIFEST_NAME, PREPROCESS_COMMAND).inputs
+        return {**kept, "corpus": corpus_fingerprint}
     columns = [settings.questions_columns.model_dump(), settings.labels_columns.model_dump()]
     return {
         "questions_file": file_sha256(inputs.questions),
@@ -197,7 +214,7 @@ def prepared_corpus(inputs: Inputs, settings: Settings, encoders: tuple[EncoderP
 def load_queries(inputs: Inputs, settings: Settings, corpus: Corpus) -> tuple[Queries, Qrels | None]:
     """Questions and labels, from their files or the prepared copy."""
     if inputs.questions is None:
-        fix = PREPROCESS_COMMAND + inputs.command
+        fix = _without_files(inputs.data)
         require_current(
             inputs.data.questions, "questions", questions_identity(inputs, settings, corpus.fingerprint), {}, fix=fix
         )

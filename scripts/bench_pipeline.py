@@ -130,7 +130,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     bi_encoder = resolver.resolve(EMBEDDED["bi-encoder"], "bi-encoder")
     reranker = resolver.resolve(EMBEDDED["cross-encoder"], "cross-encoder")
     tokenizer = AutoTokenizer.from_pretrained(bi_encoder.directory, local_files_only=True)
-    sample = PROJECT_ROOT / settings.data_dir / "sample"
+    sample = PROJECT_ROOT / "data" / "sample"
     rows: list[dict[str, Any]] = []
     speed: dict[str, float] = {}
     for documents in flags.documents:

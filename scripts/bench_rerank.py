@@ -102,7 +102,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     models = PROJECT_ROOT / "data" / "models"
     directory, model_fingerprint, name = _model(flags, ModelResolver(models, PROJECT_ROOT, "fail"))
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    work = _bench.make_work(PROJECT_ROOT / settings.data_dir / "sample", tokenizer, flags.pairs, flags.lengths)
+    work = _bench.make_work(PROJECT_ROOT / "data" / "sample", tokenizer, flags.pairs, flags.lengths)
     scorers = _bench.our_scorers(directory, model_fingerprint, device, models / "openvino", torch.get_num_threads())
     runs, missing = peers(directory, device, scorers["exact"].max_length, work)
     runs |= {label: _bench.run_scorer(scorer, work) for label, scorer in scorers.items()}

@@ -70,7 +70,7 @@ def _flags_of_set(name: str, flags: argparse.Namespace, settings: Settings) -> l
     """Draw the questions of a set; the flags that the numbered scripts take for it."""
     work = flags.work_dir / name
     if name == SAMPLE:
-        sample = PROJECT_ROOT / settings.data_dir / SAMPLE
+        sample = PROJECT_ROOT / "data" / SAMPLE
         paths = [sample / settings.corpus_file, sample / settings.questions_file, sample / settings.labels_file]
     else:
         draw_questions(flags.datasets / name, work / "drawn", flags.questions, flags.seed)

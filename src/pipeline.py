@@ -35,8 +35,8 @@ class SearchResult:
 
     Attributes:
         final: the run that was submitted.
-        before, after: metrics of stage one and of the final run; ``None`` without labels. Where the blend was fitted,
-            ``after`` is of questions that did not choose their weight.
+        before, after: metrics of stage one and of the final run; ``None`` without labels. Where blend or fusion were
+            fitted, no labelled question has chosen the weights that it is answered with.
         reranked: whether a cross-encoder had a say.
         warnings: model swaps and the like, to stand beside every figure.
         fit, fusion_fit: the fitted blend and fusion, where they were asked for.
@@ -68,16 +68,19 @@ def rerank_candidates(
     """Stage two: the cross-encoder reads the best passages of every candidate; off changes nothing.
 
     Args:
-        qrels: what the blend is fitted on, where the plan asks for that.
+        qrels: what the blend is fitted on, where the plan asks for that; see :func:`src.quality.fit.fit_blend`.
     """
     candidates = found.fused.cut(plan.candidate_k)
     if not plan.rerankers:
         return unchanged(candidates), None
     scores = candidate_scores(data, corpus, chunks, queries, found, plan, device, profiler, bars)
-    fit = None
+
+    def blended(weight: float) -> Run:
+        return blend(candidates, scores, weight, "rerank-on")
+
     if plan.fit_blend and qrels is not None:
-        fit = fit_blend(candidates, lambda weight: blend(candidates, scores, weight, "rerank-on"), corpus, qrels)
-    return blend(candidates, scores, plan.blend_weight if fit is None else fit.weight, "rerank-on"), fit
+        return fit_blend(candidates, plan.blend_weight, blended, corpus, qrels)
+    return blended(plan.blend_weight), None
 
 
 def scorer_of(model: ResolvedModel, plan: SearchPlan, device: str) -> PairScorer:
@@ -197,16 +200,14 @@ def search(
     final, fit = rerank_candidates(data, corpus, chunks, queries, found, plan, indices.device, profiler, bars, qrels)
     with profiler.stage("write", len(queries), "questions"):
         before = evaluate(found.fused.cut(plan.candidate_k), corpus, qrels) if qrels is not None else None
-        after = evaluate(final if fit is None else fit.held_out, corpus, qrels) if qrels is not None else None
+        after = evaluate(final, corpus, qrels) if qrels is not None else None
         write_submission(output, final, queries, corpus, plan.top_k)
         for run in (*found.runs, found.fused):
             save_run(data.runs, run, corpus, record)
         metrics = {"before": before and before.metrics, "after": after and after.metrics}
         extra: dict[str, Any] = {**record, "metrics": metrics, "warnings": list(warnings)}
         if fit is not None:
-            extra["blend_fit"] = {
-                "weight": fit.weight, "fold_weights": fit.fold_weights, "gain": asdict(fit.gain), "shown": fit.shown,
-            }  # fmt: skip
+            extra["blend_fit"] = {**asdict(fit), "in_force": fit.in_force}
         if found.fit is not None:
             extra["fusion_fit"] = {**asdict(found.fit), "in_force": found.fit.in_force}
         save_run(data.runs, final, corpus, extra)

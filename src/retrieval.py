@@ -54,7 +54,7 @@ class SearchPlan:
         passage_choice: ``best`` chunks by the bi-encoder, or the ``first`` ones of the document (FirstP).
         precision: of the cross-encoder, ``exact`` or ``fast``.
         cpu: how a CPU runs the cross-encoder.
-        fit_blend: fit ``blend_weight`` on the labels.
+        fit_blend: fit ``blend_weight`` on the labels; what is fitted is used where its gain is shown.
         fit_fusion: fit the method of the fusion and the weights of the runs on the labels.
         variant_weight: of a query variant against 1 for the question, within each index.
         reranker_query: what the cross-encoder reads: the ``original`` question, or that and its variants, of which the

@@ -36,6 +36,12 @@ def _lines(comparison: Comparison, corpus: Corpus, notes: list[str]) -> Iterator
     yield ""
     yield f"{comparison.labelled:,} labelled questions; {comparison.unlabelled:,} without labels are not measured."
     yield "Means with 95 % bootstrap intervals over questions. A labelled question that a run missed counts as 0."
+    if comparison.left_out:
+        shallowest = min(comparison.runs, key=lambda run: run.depth)
+        yield (
+            f"Left out, because {shallowest.name} lists no more than {shallowest.depth} documents per question: "
+            f"{', '.join(comparison.left_out)}."
+        )
     for note in notes:
         yield f"{note}"
     yield ""
@@ -47,7 +53,7 @@ def _lines(comparison: Comparison, corpus: Corpus, notes: list[str]) -> Iterator
     yield "| depth K | " + " | ".join(str(run.depth) for run in comparison.runs) + " |"
     yield "| right page among K, missed by Hit@5 | " + " | ".join(f"{run.gap:.4f}" for run in comparison.runs) + " |"
     for pair in comparison.pairs:
-        yield from _pair_lines(pair, corpus)
+        yield from _pair_lines(pair, corpus, "Hit@5" in comparison.left_out)
 
 
 def gain_lines(comparison: Comparison, metrics: Sequence[str] = ("Hit@1", "Hit@5", "MRR@10")) -> Iterator[str]:
@@ -69,7 +75,7 @@ def _verdict(difference: Difference) -> str:
     return "better" if difference.change.mean > 0 else "worse"
 
 
-def _pair_lines(pair: PairedComparison, corpus: Corpus) -> Iterator[str]:
+def _pair_lines(pair: PairedComparison, corpus: Corpus, too_shallow: bool) -> Iterator[str]:
     yield ""
     yield f"## {pair.before} -> {pair.after}"
     yield ""
@@ -81,7 +87,9 @@ def _pair_lines(pair: PairedComparison, corpus: Corpus) -> Iterator[str]:
             f"{d.p_adjusted:.4f} | {_verdict(d)} |"
         )
     yield ""
-    if pair.labels_needed is None:
+    if too_shallow:
+        yield "How many labels a difference in Hit@5 needs cannot be told from lists shorter than that."
+    elif pair.labels_needed is None:
         yield "The two runs hit the same questions at 5: how many labels a difference needs cannot be told."
     else:
         yield (

@@ -39,8 +39,6 @@ class RunRecord:
         fused: the candidates in the order of the fusion.
         before: the candidates in stage one's final order, [Q, K].
         after: the final run.
-        measured: what the figures are of: the final run, or, where the blend was fitted, the labelled questions alone,
-            each blended with a weight that it did not choose.
         passages: int32 [Q, K, m], chunks that were read of each candidate of ``before``; -1 pads.
         metrics_before, metrics_after: name -> mean; ``None`` without labels.
         reranked: whether a cross-encoder had a say.
@@ -63,7 +61,6 @@ class RunRecord:
     fused: Run
     before: Run
     after: Run
-    measured: Run
     passages: Rows
     metrics_before: Mapping[str, float] | None
     metrics_after: Mapping[str, float] | None
@@ -80,7 +77,7 @@ class RunRecord:
         """What labels show; ``None`` without any."""
         if self.qrels is None:
             return None
-        return measure(self.indices, self.fused, self.before, self.measured, self.corpus, self.queries, self.qrels)
+        return measure(self.indices, self.fused, self.before, self.after, self.corpus, self.queries, self.qrels)
 
 
 def write_report(folder: Path, record: RunRecord) -> Path:
@@ -169,7 +166,7 @@ def _loss(record: RunRecord, facts: Measured, place: int) -> dict[str, Any]:
     right = sorted(record.corpus.row_of[doc_id] for doc_id in record.qrels.relevant[query_id])
     listed = {page: rank_in(record.before, row, page) for page in right}
     best = min(right, key=lambda page: listed[page] or np.inf)
-    first = int(part_of(record.measured, [query_id]).doc_rows[0, 0])
+    first = int(part_of(record.after, [query_id]).doc_rows[0, 0])
     return {
         "id": one_line(query_id, _TITLE),
         "question": one_line(question, _QUESTION),

@@ -23,7 +23,7 @@ def hit_lines(
         reranked: whether a cross-encoder had a say.
         warnings: model swaps.
         no_labels: why nothing could be measured, where that is so.
-        fit: the fitted blend, where ``after`` is of questions that did not choose their weight.
+        fit: the fitted blend, where one was asked for.
     """
     if before is None or after is None:
         yield f"Hit@5: not measured (no labels at {no_labels})"
@@ -37,8 +37,9 @@ def hit_lines(
     if fit is not None:
         folds = ", ".join(f"{weight:g}" for weight in fit.fold_weights)
         yield (
-            f"  Blend weight fitted: {fit.weight:g} (without each fold: {folds}). The figures after reranking are of "
-            f"questions that did not choose their weight. Gain in Hit@5 {_gain(fit.gain)}"
+            f"  Blend weight fitted: {fit.weight:g} (without each fold: {folds}). Hit@5 on questions that did not "
+            f"choose their weight, over the configured {fit.configured:g}: {fit.before:.4f} -> {fit.after:.4f}, "
+            f"{_gain(fit.gain)}. " + _in_force(fit)
         )
     for warning in warnings:
         yield f"  WARNING: {warning}"
@@ -52,6 +53,12 @@ def fusion_line(fit: FusionFit, names: Sequence[str]) -> str:
         f"{fit.before:.4f} -> {fit.after:.4f}, {_gain(fit.gain)}"
         + ("" if fit.in_force else ". The configured fusion stays in force")
     )
+
+
+def _in_force(fit: BlendFit) -> str:
+    if not fit.in_force:
+        return "The configured weight stays in force"
+    return "Each labelled question is answered with the weight fitted without it, also in the submission"
 
 
 def _gain(gain: Interval) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from src.core.errors import UserError
 from src.core.types import PAD, Corpus, Qrels, Queries, Run
-from src.quality.evaluate import per_question
+from src.quality.evaluate import MEASURES, per_question
 from src.quality.statistics import (
     Interval,
     Values,
@@ -28,7 +28,7 @@ class RunSummary:
 
     Attributes:
         depth: longest list of the run, K.
-        metrics: name -> mean over the labelled questions with its 95 % interval.
+        metrics: name -> mean over the labelled questions with its 95 % interval; those that are compared.
         gap: Recall@K - Hit@5 in [0, 1] (Recall here is the share of questions with a right page among the K), what is
             left to a better reranker.
     """
@@ -85,7 +85,7 @@ class PairedComparison:
     Attributes:
         worst_losses: at most twenty, by how far the first relevant document fell.
         labels_needed: labelled questions at which 3 points of Hit@5 would show; ``None`` where the two runs hit the
-            same questions.
+            same questions, or Hit@5 is left out.
     """
 
     before: str
@@ -102,6 +102,7 @@ class Comparison:
     Attributes:
         labelled, unlabelled: numbers of questions; the latter are measured nowhere.
         ranks: run name -> rank of the first relevant document per labelled question, int64; 0 where it is not there.
+        left_out: metrics that look deeper than the shallowest list: there its end, not its order, would be measured.
     """
 
     labelled: int
@@ -109,6 +110,7 @@ class Comparison:
     runs: tuple[RunSummary, ...]
     pairs: tuple[PairedComparison, ...]
     ranks: Mapping[str, np.ndarray]
+    left_out: tuple[str, ...] = ()
 
 
 def first_relevant_ranks(run: Run, corpus: Corpus, qrels: Qrels) -> np.ndarray:
@@ -134,14 +136,19 @@ def compare(runs: Sequence[Run], corpus: Corpus, queries: Queries, qrels: Qrels)
     labelled = found[runs[0].name][0]
     if not labelled:
         raise UserError("none of the questions has a label: nothing can be compared. Give --labels FILE.")
-    values = {name: columns for name, (_, columns) in found.items()}
+    left_out = _too_deep(runs, corpus)
+    values = {
+        name: {metric: column for metric, column in columns.items() if metric not in left_out}
+        for name, (_, columns) in found.items()
+    }
+    hits = {name: columns["Hit@5"] for name, (_, columns) in found.items()}
     ranks = {run.name: first_relevant_ranks(run, corpus, qrels) for run in runs}
     summaries = tuple(
         RunSummary(
             run.name,
             run.depth,
             {metric: bootstrap_mean(column) for metric, column in values[run.name].items()},
-            float((ranks[run.name] > 0).mean() - values[run.name]["Hit@5"].mean()),
+            float((ranks[run.name] > 0).mean() - hits[run.name].mean()),
         )
         for run in runs
     )
@@ -153,10 +160,16 @@ def compare(runs: Sequence[Run], corpus: Corpus, queries: Queries, qrels: Qrels)
         differences = tuple(
             Difference(d.metric, d.change, d.test, d.p, next(adjusted), d.wins, d.losses, d.ties) for d in raw[run.name]
         )
-        hits = values[before.name]["Hit@5"], values[run.name]["Hit@5"]
         losses = _worst_losses(before, run, corpus, queries, qrels, ranks)
-        pairs.append(PairedComparison(before.name, run.name, differences, losses, labels_needed(*hits, POINTS_TO_SHOW)))
-    return Comparison(len(labelled), len(queries) - len(labelled), summaries, tuple(pairs), ranks)
+        needed = labels_needed(hits[before.name], hits[run.name], POINTS_TO_SHOW) if "Hit@5" not in left_out else None
+        pairs.append(PairedComparison(before.name, run.name, differences, losses, needed))
+    return Comparison(len(labelled), len(queries) - len(labelled), summaries, tuple(pairs), ranks, left_out)
+
+
+def _too_deep(runs: Sequence[Run], corpus: Corpus) -> tuple[str, ...]:
+    """Metrics whose k is beyond the end of the shallowest list; a list of the whole corpus has no end."""
+    depth = min(run.depth for run in runs)
+    return tuple(m for m in MEASURES if int(m.split("@")[1]) > depth) if depth < len(corpus) else ()
 
 
 def _require_comparable(runs: Sequence[Run], corpus: Corpus, queries: Queries) -> None:

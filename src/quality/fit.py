@@ -21,67 +21,84 @@ class BlendFit:
     """A fitted weight and its proof.
 
     Attributes:
-        weight: fitted on all labelled questions; what unlabelled questions are answered with.
+        weight: fitted on all labelled questions; in force where the gain is shown, else the configured one is.
+        configured: the weight of the settings.
         fold_weights: fitted without each fold.
-        held_out: the labelled questions, each blended with the weight of the folds that it is not in.
-        gain: mean difference in Hit@5 between ``held_out`` and stage one, in [-1, 1], with its 95 % interval.
+        before, after: Hit@5 with the configured weight, and of the labelled questions each blended with the weight of
+            the folds that it is not in.
+        gain: their mean difference with its 95 % interval, in [-1, 1].
     """
 
     weight: float
+    configured: float
     fold_weights: tuple[float, ...]
-    held_out: Run
+    before: float
+    after: float
     gain: Interval
 
     @property
-    def shown(self) -> bool:
-        """Whether the interval of the gain leaves out 0."""
-        return self.gain.shown
+    def in_force(self) -> bool:
+        """Whether the fitted weight is used: its gain on held-out questions is above 0, interval and all."""
+        return self.gain.low > 0
 
 
 def fit_blend(
-    candidates: Run, blended: Callable[[float], Run], corpus: Corpus, qrels: Qrels, seed: int = 0
-) -> BlendFit:
+    candidates: Run,
+    configured: float,
+    blended: Callable[[float], Run],
+    corpus: Corpus,
+    qrels: Qrels,
+    seed: int = 0,
+) -> tuple[Run, BlendFit]:
     """Choose the weight of :data:`WEIGHTS` with the best mean of Hit@5 and MRR@10, by cross-validation.
 
     The half of MRR keeps the choice steady where few questions are labelled; among equals the lowest weight wins, the
-    one nearest to stage one. Fitting and reporting never share a question: what is reported is ``held_out``.
+    one nearest to stage one.
 
     Args:
         candidates: run of stage one.
+        configured: the weight that is used without a fit.
         blended: weight -> the blended run over the same questions and candidates.
+
+    Returns:
+        A run and the fit. Where the gain is shown, a labelled question is blended with the weight that was fitted
+        without it and an unlabelled one with that fitted on all, so that whatever is measured on the run is held out.
+        Where it is not, all are blended with the configured weight.
 
     Raises:
         UserError: where fewer questions are labelled than there are folds.
     """
-    query_ids, stage_one = per_question(candidates, corpus, qrels)
-    if len(query_ids) < FOLDS:
+    labelled = np.flatnonzero([query_id in qrels.relevant for query_id in candidates.query_ids])
+    count = len(labelled)
+    if count < FOLDS:
         raise UserError(
-            f"--fit-blend: {len(query_ids)} questions of this run are labelled, at least {FOLDS} are needed. "
+            f"--fit-blend: {count} questions of this run are labelled, at least {FOLDS} are needed. "
             "Label more, or leave RERANKER_BLEND_WEIGHT as it is."
         )
-    labelled = np.flatnonzero(np.isin(candidates.query_ids, query_ids))
-    goals, rows, scores = [], [], []
+    goals, hits = [], []
     for weight in WEIGHTS:
-        run = blended(weight)
-        _, values = per_question(run.cut(10), corpus, qrels)
+        _, values = per_question(blended(weight).cut(10), corpus, qrels)
         goals.append((values["Hit@5"] + values["MRR@10"]) / 2)
-        rows.append(run.doc_rows[labelled])
-        scores.append(run.scores[labelled])
+        hits.append(values["Hit@5"])
     goal = np.stack(goals)
-    folds = np.random.default_rng(seed).permutation(len(query_ids)) % FOLDS
+    folds = np.random.default_rng(seed).permutation(count) % FOLDS
     chosen = [_best(goal[:, folds != fold]) for fold in range(FOLDS)]
     own = np.array(chosen)[folds]
-    places = np.arange(len(query_ids))
-    held_out = Run(
-        "held-out", query_ids, np.stack(rows)[own, places], np.stack(scores)[own, places], candidates.corpus_fingerprint
-    )
-    _, after = per_question(held_out, corpus, qrels)
-    return BlendFit(
-        WEIGHTS[_best(goal)],
-        tuple(WEIGHTS[i] for i in chosen),
-        held_out,
-        bootstrap_mean(after["Hit@5"] - stage_one["Hit@5"], seed),
-    )
+    held_out = np.stack(hits)[own, np.arange(count)]
+    start = blended(configured)
+    as_configured = per_question(start.cut(10), corpus, qrels)[1]["Hit@5"]
+    weight = WEIGHTS[_best(goal)]
+    fold_weights = tuple(WEIGHTS[i] for i in chosen)
+    gain = bootstrap_mean(held_out - as_configured, seed)
+    fit = BlendFit(weight, configured, fold_weights, float(as_configured.mean()), float(held_out.mean()), gain)
+    if not fit.in_force:
+        return start, fit
+    run = blended(weight)
+    rows, scores = run.doc_rows.copy(), run.scores.copy()
+    for choice in set(chosen):
+        places, other = labelled[own == choice], blended(WEIGHTS[choice])
+        rows[places], scores[places] = other.doc_rows[places], other.scores[places]
+    return replace(run, doc_rows=rows, scores=scores), fit
 
 
 Choice = tuple[Method, tuple[float, ...]]

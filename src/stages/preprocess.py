@@ -75,7 +75,8 @@ def read_table(path: Path, columns: Mapping[str, str], optional: Sequence[str] =
         Name here (for optional ones the name in the file) -> one string per row.
 
     Raises:
-        UserError: missing or empty file, missing column, a row that does not parse, no rows.
+        UserError: missing or empty file, missing column, a row that does not parse or that has another number of
+            fields than the header, no rows.
     """
     text = decode(path)
     # Line ends inside quotes are the text's own; the parser must see one kind only.
@@ -85,10 +86,13 @@ def read_table(path: Path, columns: Mapping[str, str], optional: Sequence[str] =
         # pandas renames a repeated column ("title.1"), so the header itself is looked at.
         header = Counter(name.strip() for name in next(csv.reader(io.StringIO(text)), []))
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
+        if "Expected" in str(error):
+            _check_fields(path, text)
         raise UserError(
             f"{path}: cannot be read as CSV: {str(error).strip()}. Check quotes and commas there."
         ) from error
     if not isinstance(frame.index, pd.RangeIndex):
+        _check_fields(path, text)
         raise UserError(f"{path}: rows have more fields than the header. Quote the fields that hold commas.")
     found = [str(name).strip() for name in frame.columns]
     frame.columns = pd.Index(found)
@@ -105,9 +109,43 @@ def read_table(path: Path, columns: Mapping[str, str], optional: Sequence[str] =
             )
     if not len(frame):
         raise UserError(f"{path}: the file has a header but no rows; at least one row is expected.")
+    # pandas fills up a short row in silence: a page of a file that was cut off would lose its text.
+    _check_fields(path, text)
     table = {here: frame[name].tolist() for here, name in columns.items()}
     table.update({name: frame[name].tolist() for name in optional if name in found})
     return table
+
+
+def _check_fields(path: Path, text: str) -> None:
+    """Refuse a row that has fewer or more fields than the header; empty lines are none."""
+    limit = csv.field_size_limit(len(text) + 1)
+    try:
+        rows = csv.reader(_lines(text), skipinitialspace=True)
+        width, number, line = 0, 0, 1
+        for row in rows:
+            fields = len(row)
+            if fields > 1 or (row and row[0].strip()):
+                width = width or fields
+                if fields != width:
+                    raise UserError(
+                        f"{path}, row {number} (line {line}): {fields} field(s), the header has {width}. A row that is "
+                        "too short was cut off, or lacks a comma for an empty field; in one that is too long, quote "
+                        "the fields that hold commas."
+                    )
+                number += 1
+            line = rows.line_num + 1
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines with their ends, one at a time: a file object over the text would be a second copy of it."""
+    start = 0
+    while end := text.find("\n", start) + 1:
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
 
 
 def _check_ids(path: Path, ids: Sequence[str], column: str) -> None:

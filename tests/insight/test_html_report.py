@@ -64,7 +64,7 @@ def make(questions: int = 12, documents: int = 40, depth: int = 20, labelled: bo
     stage = {"name": "rerank", "seconds": 3.0, "items": 240, "unit": "pairs", "peak_mib": 512.0, "gpu_peak_mib": 0.0}
     return RunRecord(
         name="rerank-on", created="today", corpus=corpus, chunks=chunks, queries=queries, qrels=qrels,
-        no_labels=f"data/raw/{SCRIPT}.csv", indices=(before,), fused=before, before=before, after=after, measured=after,
+        no_labels=f"data/raw/{SCRIPT}.csv", indices=(before,), fused=before, before=before, after=after,
         passages=rows[:, :, None], metrics_before=means[0], metrics_after=means[1],
         reranked=True, lines=["Fusion: rrf"], notes=[], warnings=[f"{WARNING} {SCRIPT}"],
         models=[{"used": "b", "role": "cross-encoder", "requested": "a", "source": "embedded", "revision": SCRIPT}],
@@ -138,7 +138,7 @@ def test_without_labels_nothing_is_measured() -> None:
 
 def test_reranking_off() -> None:
     record = make()
-    page = Page(render(replace(record, after=record.before, measured=record.before, reranked=False)))
+    page = Page(render(replace(record, after=record.before, reranked=False)))
     assert "Reranking was off" in page.text
     assert "Before and after reranking" not in page.text
 
@@ -175,7 +175,6 @@ def test_lists_with_holes() -> None:
                 fused=holes,
                 before=holes,
                 after=holes,
-                measured=holes,
                 passages=np.full((12, 20, 1), PAD, dtype=np.int32),
             )
         )

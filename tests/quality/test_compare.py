@@ -3,6 +3,7 @@ import pytest
 
 from src.core.errors import UserError
 from src.core.types import Corpus, Qrels, Queries, Run
+from src.insight.comparison import markdown
 from src.quality.compare import Loss, compare, first_relevant_ranks
 
 CORPUS = Corpus(tuple("abcdefgh"), ("",) * 8, ("x",) * 8)
@@ -18,6 +19,8 @@ def make_run(name: str, rows: list[list[int]], fingerprint: str = CORPUS.fingerp
 
 BEFORE = make_run("off", [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 6], [2, 0, 1, 3, 4, 5], [0, 1, 2, 3, 4, 5]])
 AFTER = make_run("on", [[1, 0, 2, 3, 4, 5], [6, 0, 1, 2, 3, 4], [0, 4, 3, 5, 1, 2], [0, 1, 2, 3, 4, 5]])
+# The same with every document of the corpus: lists that nothing is cut off from.
+WHOLE = [[*rows, *(row for row in range(8) if row not in rows)] for rows in BEFORE.doc_rows.tolist()]
 
 
 def test_ranks_by_hand() -> None:
@@ -39,10 +42,34 @@ def test_comparison_by_hand() -> None:
     assert (hit.test, hit.wins, hit.losses, hit.ties) == ("McNemar", 2, 1, 0)
     assert hit.change.mean == pytest.approx(1 / 3)
     assert hit.p == pytest.approx(1.0)  # 2 won, 1 lost: 2 * (C(3,0) + C(3,1)) / 8 = 1
-    assert by_metric["MRR@10"].test == "randomisation"
-    # q0 1/2 -> 1, q1 1/6 -> 1, q2 1 -> 1/6
-    assert by_metric["MRR@10"].change.mean == pytest.approx((1 / 2 + 5 / 6 - 5 / 6) / 3)
+    assert by_metric["Recall@5"].test == "randomisation"
+    # q0 1 -> 1, q1 0 -> 1 of 2, q2 1 -> 0
+    assert by_metric["Recall@5"].change.mean == pytest.approx((1 / 2 - 1) / 3)
     assert all(difference.p_adjusted >= difference.p for difference in pair.differences)
+
+
+def test_metrics_that_look_beyond_the_shallowest_list_are_left_out() -> None:
+    # Cut to five, a run would lose Hit@10 and the like by its cut alone.
+    found = compare([BEFORE, AFTER.cut(5)], CORPUS, QUERIES, QRELS)
+    assert found.left_out == ("Hit@10", "MRR@10", "nDCG@10", "Recall@20", "Recall@50", "Recall@100")
+    assert [list(run.metrics) for run in found.runs] == [["Hit@1", "Hit@5", "Recall@5"]] * 2
+    (pair,) = found.pairs
+    assert [difference.metric for difference in pair.differences] == ["Hit@1", "Hit@5", "Recall@5"]
+    assert pair.labels_needed is not None
+    text = markdown(found, CORPUS, [])
+    assert (
+        "Left out, because on lists no more than 5 documents per question: Hit@10, MRR@10, nDCG@10, Recall@20, "
+        "Recall@50, Recall@100.\n"
+    ) in text
+    (short,) = compare([BEFORE, AFTER.cut(3)], CORPUS, QUERIES, QRELS).pairs
+    assert ([difference.metric for difference in short.differences], short.labels_needed) == (["Hit@1"], None)
+
+
+def test_lists_of_the_whole_corpus_are_deep_enough_for_every_metric() -> None:
+    found = compare([make_run("off", WHOLE), make_run("on", WHOLE)], CORPUS, QUERIES, QRELS)
+    assert found.left_out == ()
+    assert found.runs[0].metrics["Recall@100"].mean == 1.0
+    assert "Left out" not in markdown(found, CORPUS, [])
 
 
 def test_the_worst_loss_in_full() -> None:

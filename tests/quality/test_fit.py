@@ -5,6 +5,7 @@ import pytest
 
 from src.core.errors import UserError
 from src.core.types import Corpus, Qrels, Run
+from src.quality.evaluate import evaluate
 from src.quality.fit import FOLDS, WEIGHTS, fit_blend, fit_fusion
 from src.stages.fuse import Method, Weighted, fuse
 from src.stages.rerank import blend
@@ -25,39 +26,72 @@ def problem(right: list[int], liked: list[int]) -> tuple[Run, Callable[[float], 
 
 
 def test_a_right_cross_encoder_gets_weight_and_the_gain_is_shown() -> None:
-    run, blended, qrels = problem([7] * 20, [7] * 20)
-    found = fit_blend(run, blended, CORPUS, qrels)
+    candidates, blended, qrels = problem([7] * 20, [7] * 20)
+    run, fit = fit_blend(candidates, 0.0, blended, CORPUS, qrels)
     # One weight is enough for all: each fold chooses it, and every question gains a hit.
-    assert 0 < found.weight < 1
-    assert set(found.fold_weights) == {found.weight}
-    assert (found.gain.mean, found.gain.low) == (1.0, 1.0)
-    assert found.shown
-    assert found.held_out.doc_rows[:, 0].tolist() == [7] * 20
+    assert 0 < fit.weight < 1
+    assert set(fit.fold_weights) == {fit.weight}
+    assert (fit.before, fit.after, fit.gain.mean, fit.gain.low, fit.in_force) == (0.0, 1.0, 1.0, 1.0, True)
+    assert run.doc_rows[:, 0].tolist() == [7] * 20
+    assert run.name == "on"
 
 
 def test_a_wrong_cross_encoder_gets_none() -> None:
-    run, blended, qrels = problem([0] * 20, [7] * 20)
-    found = fit_blend(run, blended, CORPUS, qrels)
-    assert (found.weight, found.gain.mean, found.shown) == (0.0, 0.0, False)
-    np.testing.assert_array_equal(found.held_out.doc_rows, run.doc_rows)
+    # Alone it puts a wrong page on top, and the right one, fifth in stage one, falls to the sixth place.
+    candidates, blended, qrels = problem([4] * 20, [7] * 20)
+    run, fit = fit_blend(candidates, 1.0, blended, CORPUS, qrels)
+    assert (fit.weight, fit.before, fit.after, fit.in_force) == (0.0, 0.0, 1.0, True)
+    np.testing.assert_array_equal(run.doc_rows, candidates.doc_rows)
 
 
-def test_no_question_chooses_its_own_weight() -> None:
-    # One question alone gains a hit; without it, only harm is seen, and the weight for its own fold is 0.
-    run, blended, qrels = problem([7] + [0] * 14, [7] * 15)
-    found = fit_blend(run, blended, CORPUS, qrels)
-    assert sorted(found.fold_weights)[0] == 0.0
-    assert sorted(found.fold_weights)[1] > 0.0
-    assert len(found.fold_weights) == FOLDS
-    assert found.held_out.doc_rows[0, 0] == 0
+def test_a_weight_whose_gain_is_not_shown_is_not_used() -> None:
+    # Two of twenty questions need the cross-encoder: a gain over the configured 0, but its interval reaches down to 0.
+    candidates, blended, qrels = problem([7, 0, 7] + [0] * 17, [7, 0, 7] + [0] * 17)
+    run, fit = fit_blend(candidates, 0.0, blended, CORPUS, qrels)
+    assert fit.weight > 0
+    assert (fit.before, fit.after, fit.gain.low, fit.in_force) == (0.9, 1.0, 0.0, False)
+    np.testing.assert_array_equal(run.doc_rows, candidates.doc_rows)
 
 
-def test_unlabelled_questions_have_no_say() -> None:
-    run, blended, qrels = problem([7] * 12 + [0] * 8, [7] * 20)
-    some = Qrels({query_id: docs for query_id, docs in qrels.relevant.items() if docs == {"h"}})
-    found = fit_blend(run, blended, CORPUS, some)
-    assert found.held_out.query_ids == run.query_ids[:12]
-    assert found.weight > 0
+def test_the_configured_weight_stays_where_the_fitted_one_is_no_better() -> None:
+    candidates, blended, qrels = problem([7] * 20, [7] * 20)
+    run, fit = fit_blend(candidates, 0.97, blended, CORPUS, qrels)
+    assert (fit.before, fit.after, fit.gain.mean, fit.in_force) == (1.0, 1.0, 0.0, False)
+    np.testing.assert_array_equal(run.scores, blended(0.97).scores)
+
+
+def one_that_needs_more() -> tuple[Run, Callable[[float], Run], Qrels]:
+    """Twenty questions whose right page, 7, the cross-encoder lifts; the first one needs a larger weight."""
+    candidates, _, qrels = problem([7] * 20, [7] * 20)
+    pair_scores = candidates.scores.copy()
+    pair_scores[:, 7] = 20.0
+    pair_scores[0, 7] = 5.5
+    return candidates, lambda weight: blend(candidates, pair_scores, weight, "on"), qrels
+
+
+def test_in_the_run_no_question_is_answered_with_a_weight_that_it_chose() -> None:
+    candidates, blended, qrels = one_that_needs_more()
+    run, fit = fit_blend(candidates, 0.0, blended, CORPUS, qrels)
+    low, high = sorted(set(fit.fold_weights))
+    assert fit.weight == high
+    assert sorted(fit.fold_weights) == [low] + [high] * (FOLDS - 1)
+    # With the weight of all labels the first question is a hit, but it alone asked for so much.
+    assert blended(high).doc_rows[0, :5].tolist().count(7) == 1
+    assert run.doc_rows[0].tolist() == blended(low).doc_rows[0].tolist()
+    assert run.doc_rows[0, :5].tolist().count(7) == 0
+    assert run.doc_rows[1:, 0].tolist() == [7] * 19
+    assert (fit.in_force, fit.after) == (True, 0.95)
+    assert evaluate(run, CORPUS, qrels).metrics["Hit@5"] == 0.95  # type: ignore[union-attr]
+
+
+def test_unlabelled_questions_have_no_say_and_get_the_weight_of_all() -> None:
+    candidates, blended, qrels = one_that_needs_more()
+    some = Qrels({query_id: docs for query_id, docs in qrels.relevant.items() if query_id != "q0"})
+    run, fit = fit_blend(candidates, 0.0, blended, CORPUS, some)
+    assert set(fit.fold_weights) == {fit.weight}
+    assert run.query_ids == candidates.query_ids
+    np.testing.assert_array_equal(run.doc_rows, blended(fit.weight).doc_rows)
+    assert run.doc_rows[0, :5].tolist().count(7) == 0
 
 
 def test_the_ends_are_allowed() -> None:
@@ -67,7 +101,7 @@ def test_the_ends_are_allowed() -> None:
 def test_too_few_labels() -> None:
     run, blended, qrels = problem([0] * 4, [7] * 4)
     with pytest.raises(UserError, match="4 questions of this run are labelled, at least 5 are needed"):
-        fit_blend(run, blended, CORPUS, qrels)
+        fit_blend(run, 0.35, blended, CORPUS, qrels)
 
 
 def fused_of(good: list[bool], weights_seen: list[tuple[str, tuple[float, ...]]] | None = None) -> Callable[..., Run]:

@@ -2,10 +2,12 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from conftest import LABELS
 from test_run import Project
 
-from config import Settings
+from config import RerankerSettings, Settings
 from src.core.errors import UserError
 
 
@@ -29,13 +31,25 @@ def test_runs_on_disk_and_a_submission(project: Project) -> None:
     assert [run["name"] for run in found["runs"]] == ["rerank-off", "rerank-on", "submission"]  # type: ignore[attr-defined,union-attr]
     assert [run["depth"] for run in found["runs"]] == [5, 5, 3]  # type: ignore[attr-defined,union-attr]
     assert found["labelled"] == 4
-    assert any(line.startswith("| Hit@5 |") for line in lines)
+    # The submission lists three: what looks deeper is no loss of its order.
+    assert any("because submission lists no more than 3 documents per question: Hit@5, " in line for line in lines)
+    assert any(line.startswith("| Hit@1 |") for line in lines)
+    assert not any(line.startswith(("| Hit@5 |", "| Recall@100 |")) for line in lines)
     folder = project.data / "results" / "here"
     names = {"metrics.png", "hit-at-k.png", "moves-rerank-on.png", "moves-submission.png", "compare.md", "compare.json"}
     assert {path.name for path in folder.iterdir()} == names
     for path in folder.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert (folder / "compare.md").read_text(encoding="utf-8").startswith("# Comparison of runs\n")
+
+
+def test_lists_of_one_depth_keep_the_metrics_up_to_it(project: Project) -> None:
+    project.run("03_run_search", "--no-rerank")
+    project.run("03_run_search")
+    _, lines = result(project, "rerank-off", "rerank-on")
+    assert [line.split("|")[1].strip() for line in lines if line.startswith(("| Hit@", "| Recall@"))][:3] == [
+        "Hit@1", "Hit@5", "Recall@5",
+    ]  # fmt: skip
 
 
 def test_a_sweep_scores_no_pair_twice(project: Project) -> None:
@@ -50,6 +64,29 @@ def test_a_sweep_scores_no_pair_twice(project: Project) -> None:
     assert [name.split(" ", 1)[1] for name in names[1:]] == ["K=2 w=0", "K=2 w=1", "K=4 w=0", "K=4 w=1"]
     # Weight 0 is stage one's own order.
     assert found["runs"][3]["metrics"]["Hit@1"] == found["runs"][0]["metrics"]["Hit@1"]
+
+
+def test_the_rerankers_of_the_settings_score_together(
+    project: Project, cross_encoder: Path, xlmr_cross_encoder: Path
+) -> None:
+    pair = [
+        RerankerSettings(model=str(cross_encoder), weight=1.0),
+        RerankerSettings(model=str(xlmr_cross_encoder), weight=3.0),
+    ]
+    project.settings = project.settings.model_copy(update={"rerankers": pair})
+    searched = {}
+    for depth in (4, 5):
+        project.run("03_run_search", settings=project.settings.model_copy(update={"reranker_candidate_k": depth}))
+        rows = pq.read_table(project.data / "runs" / "rerank-on.parquet").to_pylist()
+        ranks = {row["q_id"]: row["rank"] for row in rows if row["web_id"] in LABELS[row["q_id"]]}
+        searched[depth] = [ranks.get(query_id, 0) for query_id in LABELS]
+    lines = project.run("05_compare", "--candidates", "4", "5", "--name", "here")
+    assert not any(line.startswith("Pairs: ") and not line.startswith("Pairs: 0 scored") for line in lines)
+    found = json.loads((project.data / "results" / "here" / "compare.json").read_text(encoding="utf-8"))
+    together = f"{cross_encoder.name} + {xlmr_cross_encoder.name}"
+    assert [run["name"] for run in found["runs"]] == ["off", f"{together} K=4 w=0.35", f"{together} K=5 w=0.35"]
+    # As the search has it, at either depth.
+    assert {depth: found["ranks"][f"{together} K={depth} w=0.35"] for depth in (4, 5)} == searched
 
 
 def test_passages_are_an_arm_of_their_own(project: Project) -> None:

@@ -167,6 +167,13 @@ def test_a_fitted_blend_is_reported_on_questions_that_did_not_choose_it(project:
     assert fit["weight"] == float(line.split("fitted: ")[1].split()[0])
     assert len(fit["fold_weights"]) == 5
     assert any("blend weight to be fitted" in line for line in lines)
+    assert ("The configured weight stays in force" in line) == (not fit["in_force"])
+    # The saved run is the one that was measured.
+    columns = pq.read_table(project.data / "runs" / "rerank-on.parquet").to_pydict()
+    rows = zip(columns["q_id"], columns["web_id"], columns["rank"], strict=True)
+    labels = {f"q{i}": docs[0] for i, docs in enumerate(list(LABELS.values()) * 2, start=1)}
+    hits = sum(labels[q_id] == doc_id and rank <= 5 for q_id, doc_id, rank in rows)
+    assert manifest["extra"]["metrics"]["after"]["Hit@5"] == hits / 8
 
 
 @pytest.mark.parametrize(

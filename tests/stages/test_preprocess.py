@@ -32,6 +32,13 @@ def test_encodings_and_line_ends(tmp_path: Path, encoding: str, newline: str) ->
     assert corpus.texts == ("", "Текст", 'Строка "один"\nстрока два')
 
 
+def test_empty_lines_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text('\nweb_id, title, text\n\n1, "a, b","x\n\ny"\n  \n2,,\n\n', encoding="utf-8")
+    corpus = read_corpus(path, CORPUS)
+    assert (corpus.doc_ids, corpus.titles, corpus.texts) == (("1", "2"), ("a, b", ""), ("x\n\ny", ""))
+
+
 def test_words_like_none_are_kept(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "c.csv", HEADER, ["1,u,k,None,NA", "2,u,k,null,нет"])
     assert read_corpus(path, CORPUS).titles == ("None", "null")
@@ -56,7 +63,21 @@ CASES = {
         "web_id,title,text\n1,привет,мир\n".encode() + b"2,\xff\xfe,x\n",
         "broken UTF-8 at byte 42 (0xff)",
     ),
-    "too many fields": (b"web_id,title,text\n1,a,b,c,d\n", "more fields"),
+    "too many fields": (b"web_id,title,text\n1,a,b,c,d\n", "row 1 (line 2): 5 field(s), the header has 3"),
+    "too many fields later": (
+        b'web_id,title,text\n1,a,"b\nb"\n\n2,a,b,c\n',
+        "row 2 (line 5): 4 field(s), the header has 3",
+    ),
+    "a file that was cut off": (b"web_id,title,text\n1,a,b\n2,a", "row 2 (line 3): 2 field(s), the header has 3"),
+    "a cut between quoted lines": (
+        'web_id,title,text\r\n1,"Вклад, «Плюс»","b\r\n\r\n""b"", c"\r\n\r\n2,"a"\r\n3,a,b\r\n'.encode("cp1251"),
+        "row 2 (line 6): 2 field(s), the header has 3",
+    ),
+    "an id alone": (b"web_id,title,text\n7\n", "row 1 (line 2): 1 field(s), the header has 3"),
+    "a short row beside a very long text": (
+        b'web_id,title,text\n1,a,"' + b"x, " * 100_000 + b'"\n2,a\n',
+        "row 2 (line 3): 2 field(s), the header has 3",
+    ),
     "open quote": (b'web_id,title,text\n1,"a,b\n2,c,d\n', "cannot be read as CSV"),
 }
 

@@ -1,0 +1,83 @@
+"""Which corpus, questions and labels a command takes: never those of another corpus."""
+
+import json
+import shutil
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT, write_csv
+from test_run import Project
+
+from _cli import add_data_flags
+from _inputs import choose_inputs
+from config import Settings
+from src.core.errors import StaleArtifactError, UserError
+
+
+@pytest.fixture
+def project(bank: Path, settings: Settings, caplog: pytest.LogCaptureFixture) -> Project:
+    caplog.set_level("INFO")
+    return Project(bank, settings, caplog)
+
+
+def flags(data: Path, **given: Path) -> Namespace:
+    return Namespace(**{"corpus": None, "questions": None, "labels": None, "data_dir": data, **given})
+
+
+def test_a_misnamed_questions_file_is_not_replaced_by_what_is_prepared(project: Project) -> None:
+    project.prepare()
+    raw = project.data / "raw"
+    (raw / "questions_clean.csv").rename(raw / "questions.csv")
+    write_csv(raw / "websites_updated.csv", "web_id,url,kind,title,text", ['a,,,"Another","corpus"'])
+    before = {path: path.read_bytes() for path in (project.data / "processed").rglob("*.*") if path.is_file()}
+    for script in ("01_preprocess", "02_build_indices", "03_run_search"):
+        with pytest.raises(UserError, match=r"raw/questions_clean\.csv: no such file\. Put the questions there"):
+            project.run(script)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_corpus_by_flag_does_not_take_the_questions_prepared_for_another(project: Project, tmp_path: Path) -> None:
+    project.prepare()
+    other = shutil.copy(project.data / "raw" / "websites_updated.csv", tmp_path / "c2.csv")
+    shutil.rmtree(project.data / "raw")
+    with pytest.raises(UserError, match=r"questions_clean\.csv: no such file\. .*--questions FILE"):
+        project.run("03_run_search", "--corpus", str(other))
+    assert not project.output.exists()
+
+
+def test_prepared_questions_must_belong_to_the_prepared_corpus(project: Project) -> None:
+    project.prepare()
+    shutil.rmtree(project.data / "raw")
+    project.run("03_run_search", "--no-rerank")
+    manifest = project.data / "processed" / "questions" / "manifest.json"
+    values = json.loads(manifest.read_text(encoding="utf-8"))
+    values["inputs"]["corpus"] = "feedfeedfeedfeed"
+    manifest.write_text(json.dumps(values), encoding="utf-8")
+    before = project.output.read_bytes()
+    with pytest.raises(StaleArtifactError, match=r'corpus is "feedfeedfeedfeed" there.*--questions FILE \(or copy'):
+        project.run("03_run_search", "--no-rerank")
+    assert project.output.read_bytes() == before
+
+
+def test_own_questions_are_not_left_out_for_those_of_the_sample(tmp_path: Path, settings: Settings) -> None:
+    assert choose_inputs(flags(tmp_path), settings, tmp_path).origin == "sample"
+    write_csv(tmp_path / "raw" / "questions_clean.csv", "q_id,query", ["q1,what"])
+    with pytest.raises(UserError, match=r"raw/websites_updated\.csv: no such file, but .*raw/questions_clean\.csv"):
+        choose_inputs(flags(tmp_path), settings, tmp_path)
+
+
+def test_the_sample_is_part_of_the_project_wherever_the_data_folder_is(tmp_path: Path, settings: Settings) -> None:
+    elsewhere = settings.model_copy(update={"data_dir": "elsewhere"})
+    found = choose_inputs(flags(tmp_path), elsewhere, PROJECT)
+    sample = PROJECT / "data" / "sample"
+    assert (found.corpus, found.questions, found.labels) == (
+        sample / "websites_updated.csv", sample / "questions_clean.csv", sample / "qrels.csv",
+    )  # fmt: skip
+    assert all(path is not None and path.is_file() for path in (found.corpus, found.questions, found.labels))
+    parser = ArgumentParser()
+    add_data_flags(parser, elsewhere)
+    text = " ".join(parser.format_help().split())
+    assert text.count("else data/sample") == 3
+    assert "elsewhere/sample" not in text
+    assert "data folder of this corpus (default: elsewhere)" in text
