@@ -19,7 +19,7 @@ FAKE_PYTHON = """#!/usr/bin/env bash
 case "$1" in
     -c) if [[ "$2" == *flock* ]]; then exec "$REAL_PYTHON" "$@"; fi; cat >/dev/null; echo same ;;
     *)  echo "$(basename "$1") ${*:2}"
-        until [[ -e "$GO" ]]; do sleep 0.05; done ;;
+        until [[ -e "$GO" || $SECONDS -gt 60 ]]; do sleep 0.05; done ;;
 esac
 """
 TOOLS = ("bash", "env", "cat", "basename", "dirname", "sleep", "tee", "python3")
