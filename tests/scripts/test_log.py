@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,13 +43,14 @@ class Command:
         (binaries / "python").chmod(0o755)
         (folder / "venv" / ".installed-requirements.txt.sha256").write_text("same\n")
         self.go = folder / "go"
-        real = str(shutil.which("python3"))
+        real = sys.executable
         self.environment = {**os.environ, "VIRTUAL_ENV": str(folder / "venv"), "GO": str(self.go), "REAL_PYTHON": real}
         if not with_flock:
             tools = folder / "tools"
             tools.mkdir()
             for tool in TOOLS:
-                (tools / tool).symlink_to(str(shutil.which(tool)))
+                # A python3 on the path may be a script that needs the rest of the path.
+                (tools / tool).symlink_to(sys.executable if tool == "python3" else str(shutil.which(tool)))
             self.environment["PATH"] = str(tools)
 
     def start(self, *flags: str) -> "subprocess.Popen[str]":
