@@ -14,7 +14,7 @@ from pathlib import Path
 
 from _cli import PROJECT_ROOT, main, positive_integer
 from config import Settings
-from src.core.artifacts import write_json
+from src.core.artifacts import atomic_path, write_json
 from src.core.errors import UserError
 
 log = logging.getLogger("search")
@@ -41,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--documents", type=positive_integer, default=1000, metavar="N", help="of the corpus (default: 1000)")
     add("--encoder", metavar="MODEL", help="bi-encoder (default: none, BM25 alone)")
     add("--candidates", type=positive_integer, default=20, metavar="K", help="(default: 20)")
+    add(
+        "--rerank", action="store_true",
+        help="also rerank, with a random cross-encoder of one narrow layer, made for this (default: stage one alone)",
+    )  # fmt: skip
     add("--depth", type=positive_integer, default=50, metavar="N", help="documents and chunks per index (default: 50)")
     add("--name", help="file under data/results (default: <date>-bench-memory)")
     return parser
@@ -56,6 +60,28 @@ def _write_csv(folder: Path, documents: int, questions: int) -> None:
     asked = [f"q{i},{words(4)}" for i in range(questions)]
     (folder / "corpus.csv").write_text("\n".join(["web_id,title,text", *pages]) + "\n", encoding="utf-8")
     (folder / "questions.csv").write_text("\n".join(["q_id,query", *asked]) + "\n", encoding="utf-8")
+
+
+def _write_cross_encoder(folder: Path) -> None:
+    """A model so small that millions of pairs take minutes; what is kept per pair does not depend on its size."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    vocabulary = {word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *_WORDS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=512, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        sep_token="[SEP]",
+    ).save_pretrained(folder)  # fmt: skip
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        num_labels=1,
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(folder)
 
 
 def _peak(script: str, arguments: Sequence[str], changes: dict[str, object]) -> float:
@@ -74,6 +100,20 @@ def _peak(script: str, arguments: Sequence[str], changes: dict[str, object]) -> 
     return int(lines[0].split()[1]) * unit / 1e9
 
 
+def _plot(path: Path, rows: Sequence[dict[str, float]]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.semilogx([row["questions"] for row in rows], [row["peak_gb"] for row in rows], "o-", color="#4878a8")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("questions")
+    axes.set_ylabel("peak memory of the search, GB")
+    axes.grid(alpha=0.3)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
 def run(_settings: Settings, arguments: Sequence[str]) -> None:
     """Measure, print a table, and save the figures."""
     flags = _parser().parse_args(arguments)
@@ -86,13 +126,16 @@ def run(_settings: Settings, arguments: Sequence[str]) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if flags.rerank:
+            _write_cross_encoder(folder / "cross-encoder")
+            changes |= {"cross_encoder_model": str(folder / "cross-encoder"), "cross_encoder_model_multilingual": None}
         for questions in flags.questions:
             _write_csv(folder, flags.documents, questions)
             common = ["--data-dir", str(folder / "data"), "--corpus", str(folder / "corpus.csv")]
             common += ["--questions", str(folder / "questions.csv")]
             _peak("01_preprocess", common, changes)
             _peak("02_build_indices", common, changes)
-            output = ["--output", str(folder / "s.csv"), "--no-rerank"]
+            output = ["--output", str(folder / "s.csv"), "--rerank" if flags.rerank else "--no-rerank"]
             rows.append(
                 {"questions": questions, "peak_gb": round(_peak("03_run_search", [*common, *output], changes), 3)}
             )
@@ -105,7 +148,9 @@ def run(_settings: Settings, arguments: Sequence[str]) -> None:
         "candidates": flags.candidates,
         "depth": flags.depth,
         "encoder": flags.encoder,
+        "reranked": flags.rerank,
     }
+    _plot(path.with_suffix(".png"), rows)
     write_json(path, {"created": now.isoformat(timespec="seconds"), "machine": machine, "shape": shape, "peaks": rows})
     log.info("Saved: %s", path)
 
