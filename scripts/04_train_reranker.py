@@ -159,6 +159,11 @@ class Forge:
         return Trainer(model, tokenizer, self.shape, self.folder / name, self.device, self.start)
 
 
+def _plain(question: str) -> str:
+    """A question without what spacing and capitals make of it."""
+    return " ".join(question.casefold().split())
+
+
 def _cross_validate(
     labelled: LabelledCandidates, sources: Sequence[Source], forge: Forge, flags: argparse.Namespace, weight: float
 ) -> None:
@@ -169,12 +174,12 @@ def _cross_validate(
     def train(number: int, examples: list[Example]) -> ScorePairs:
         # The same question may be asked twice, under two ids or in a file of pairs.
         tested = {
-            " ".join(text.casefold().split())
+            _plain(text)
             for query_id, text in zip(labelled.queries.query_ids, labelled.queries.texts, strict=True)
             if query_id in folds[number]
         }
         sources = [
-            replace(s, examples=[e for e in s.examples if " ".join(e.question.casefold().split()) not in tested])
+            replace(s, examples=[e for e in s.examples if _plain(e.question) not in tested])
             for s in (*others, Source("labels", examples, share))
         ]
         trainer = forge.trainer(f"fold-{number}")

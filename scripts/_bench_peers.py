@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -116,16 +116,18 @@ def _fastembed(directory: Path) -> Ranker:
     return lambda work: np.array(list(model.rerank_pairs(work.texts(), batch_size=BATCH_SIZE)), dtype=np.float32)
 
 
-_exports: dict[Path, Path] = {}
+@cache
+def _temporary() -> "tempfile.TemporaryDirectory[str]":
+    """Gone when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="bench-onnx-")
 
 
+@cache
 def _exported(directory: Path) -> Path:
     """A folder with the model as ONNX and the files of its tokenizer, made once per process."""
-    if directory in _exports:
-        return _exports[directory]
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    folder = Path(tempfile.mkdtemp(prefix="bench-onnx-")) / directory.name
+    folder = Path(_temporary().name) / directory.name
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     model = AutoModelForSequenceClassification.from_pretrained(directory, local_files_only=True).eval()
     tokenizer.save_pretrained(folder)
@@ -152,5 +154,4 @@ def _exported(directory: Path) -> Path:
         external_data=False,
         verbose=False,
     )
-    _exports[directory] = folder
     return folder

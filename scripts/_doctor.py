@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,10 @@ from src.core.errors import StaleArtifactError, UserError
 from src.core.types import Chunks, Corpus, Qrels, Queries
 from src.engine.devices import pick_device
 from src.engine.openvino_graphs import conversion_folder
-from src.engine.pair_scorer import make_scorer
 from src.indexing import EncoderPlan, IndexPlan, index_status, load_encoder, units_of
 from src.insight.doctor import Finding, Speed, duration, folder_bytes, machine_findings, measure, space_findings
 from src.models.resolve import ModelResolver, ResolvedModel, hub_answers
+from src.pipeline import scorer_of
 from src.retrieval import SearchPlan
 from src.stages.chunk import chunk_corpus
 from src.stages.preprocess import read_corpus
@@ -49,7 +50,7 @@ class Patient:
     stale: list[str] = field(default_factory=list)
     prepared: bool = False
 
-    @property
+    @cached_property
     def device(self) -> str:
         """What the run will use; ``cpu`` for the rest of the examination where it has not what it asks for."""
         try:
@@ -242,10 +243,7 @@ def _reranking_seconds(patient: Patient, plan: SearchPlan, model: ResolvedModel)
     assert patient.corpus is not None
     assert patient.chunks is not None
     assert patient.queries is not None
-    scorer = make_scorer(
-        model.directory, model.fingerprint, patient.device, plan.batch_size, plan.max_length, plan.precision, plan.cpu,
-        model.remote_code,
-    )  # fmt: skip
+    scorer = scorer_of(model, plan, patient.device)
     generator = np.random.default_rng(0)
     texts = units_of(patient.corpus, patient.chunks, "chunk").texts
     passages = scorer.tokenize([texts[i] for i in generator.integers(len(texts), size=_SAMPLE).tolist()])

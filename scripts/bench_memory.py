@@ -14,8 +14,9 @@ from pathlib import Path
 
 from _cli import PROJECT_ROOT, main, positive_integer
 from config import Settings
-from src.core.artifacts import atomic_path, write_json
+from src.core.artifacts import write_json
 from src.core.errors import UserError
+from src.insight.comparison import save_png
 
 log = logging.getLogger("search")
 
@@ -110,8 +111,7 @@ def _plot(path: Path, rows: Sequence[dict[str, float]]) -> None:
     axes.set_xlabel("questions")
     axes.set_ylabel("peak memory of the search, GB")
     axes.grid(alpha=0.3)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_png(figure, path)
 
 
 def run(_settings: Settings, arguments: Sequence[str]) -> None:

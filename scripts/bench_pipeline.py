@@ -22,10 +22,11 @@ from transformers import AutoTokenizer
 from _cli import PROJECT_ROOT, main, positive_integer, set_up_threads
 from _pipeline_bench import BATCH_SIZE, MAX_LENGTH, Sizes, make_files, run_stages
 from config import Settings
-from src.core.artifacts import atomic_path, write_json
+from src.core.artifacts import write_json
 from src.engine.devices import CpuEngine, pick_device
 from src.engine.encoder import SentenceEncoder
 from src.engine.pair_scorer import make_scorer
+from src.insight.comparison import save_png
 from src.insight.doctor import measure
 from src.insight.profile import Profiler
 from src.models.resolve import EMBEDDED, ModelResolver, ResolvedModel
@@ -103,8 +104,7 @@ def _plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         bottom += values
     axes.set_ylabel("seconds outside the models")
     axes.legend(fontsize=8)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_png(figure, path)
 
 
 def _row(sizes: Sizes, profiler: Profiler, speed: dict[str, float]) -> dict[str, Any]:

@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from _bench_peers import OPENVINO_BACKEND, peers
 from transformers import AutoTokenizer
 
 import _bench
+from _bench_peers import OPENVINO_BACKEND, peers
 from _cli import PROJECT_ROOT, main, positive_integer, set_up_threads
 from config import Settings
-from src.core.artifacts import atomic_path, fingerprint, write_json
+from src.core.artifacts import fingerprint, write_json
 from src.core.errors import UserError
 from src.engine.devices import pick_device
 from src.engine.peak import ModelShape, measured_peak
+from src.insight.comparison import save_png
 from src.insight.progress import progress_bar
 from src.models.embedded_reranker import load_base_classifier
 from src.models.resolve import EMBEDDED, ModelResolver
@@ -82,8 +83,7 @@ def _plot(path: Path, results: Mapping[str, Any], title: str) -> None:
     axes.set_xlabel("times as fast as one predict call per question (median and range of rounds)")
     axes.set_title(title)
     axes.grid(axis="x", alpha=0.3)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_png(figure, path)
 
 
 def _processor() -> str:

@@ -52,7 +52,7 @@ class SearchPlan:
         passages_per_document: chunks of a candidate that late interaction and the cross-encoder read.
         late_weight: of late interaction in stage one's order of the candidates; 0 turns it off.
         passage_choice: ``best`` chunks by the bi-encoder, or the ``first`` ones of the document (FirstP).
-        precision: of the cross-encoder, ``exact`` or ``fast``.
+        precision: of the cross-encoder; see :func:`src.engine.devices.settled_precision`.
         cpu: how a CPU runs the cross-encoder.
         fit_blend: fit ``blend_weight`` on the labels; what is fitted is used where its gain is shown.
         fit_fusion: fit the method of the fusion and the weights of the runs on the labels.

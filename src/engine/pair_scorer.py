@@ -220,7 +220,7 @@ class CrossEncoderScorer:
                 f"{self.longest_question}. Shorten the question."
             )
         limits = self._limits(question_lengths)
-        lengths = self.template.pair_lengths(question_lengths, passages.lengths[pairs[:, 1]], limits)
+        lengths = self.pair_lengths(questions, passages, pairs)
         scores = np.full(len(pairs), np.nan, dtype=np.float32)
         batches = token_budget_batches(lengths, *self._bounds())
         joined = (self._batch(questions, passages, pairs, limits, lengths, rows) for rows in batches)

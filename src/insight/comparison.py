@@ -205,7 +205,12 @@ def _finish(figure: Any, path: Path) -> Path:
     from matplotlib import pyplot
 
     figure.tight_layout()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_png(figure, path)
     pyplot.close(figure)
     return path
+
+
+def save_png(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib, whole or not at all."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from src.stages.fuse import Method
 
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
 FOLDS = 5
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def fit_blend(
     Raises:
         UserError: where fewer questions are labelled than there are folds.
     """
-    labelled = np.flatnonzero([query_id in qrels.relevant for query_id in candidates.query_ids])
+    labelled = _labelled_rows(candidates, qrels)
     count = len(labelled)
     if count < FOLDS:
         raise UserError(
@@ -93,12 +96,34 @@ def fit_blend(
     fit = BlendFit(weight, configured, fold_weights, float(as_configured.mean()), float(held_out.mean()), gain)
     if not fit.in_force:
         return start, fit
-    run = blended(weight)
+    return _each_by_its_fold(blended(weight), labelled, folds, fold_weights, blended), fit
+
+
+def _labelled_rows(run: Run, qrels: Qrels) -> npt.NDArray[np.int64]:
+    return np.flatnonzero([query_id in qrels.relevant for query_id in run.query_ids])
+
+
+def _each_by_its_fold(
+    run: Run,
+    labelled: npt.NDArray[np.int64],
+    folds: npt.NDArray[np.int64],
+    chosen: Sequence[C],
+    made: Callable[[C], Run],
+) -> Run:
+    """``run``, but each labelled question answered by what was chosen without its fold.
+
+    Args:
+        labelled: rows of the labelled questions.
+        folds: the fold of each of them.
+        chosen: what was chosen without each fold.
+        made: a choice -> the run that it gives.
+    """
     rows, scores = run.doc_rows.copy(), run.scores.copy()
-    for choice in set(chosen):
-        places, other = labelled[own == choice], blended(WEIGHTS[choice])
-        rows[places], scores[places] = other.doc_rows[places], other.scores[places]
-    return replace(run, doc_rows=rows, scores=scores), fit
+    for choice in dict.fromkeys(chosen):
+        own = labelled[np.isin(folds, [fold for fold, other in enumerate(chosen) if other == choice])]
+        other = made(choice)
+        rows[own], scores[own] = other.doc_rows[own], other.scores[own]
+    return replace(run, doc_rows=rows, scores=scores)
 
 
 Choice = tuple[Method, tuple[float, ...]]
@@ -174,21 +199,13 @@ def fit_fusion(
     every = np.ones(count, dtype=bool)
     chosen = [_ascend(start, goal, folds != fold) for fold in range(FOLDS)]
     final = _ascend(start, goal, every)
-    run = fused(*final)
-    rows, scores = run.doc_rows.copy(), run.scores.copy()
-    query_ids, _ = per_question(run.cut(10), corpus, qrels)
-    labelled = np.flatnonzero(np.isin(run.query_ids, query_ids))
-    held_out = np.zeros(count)
-    for choice in set(chosen):
-        own = np.isin(folds, [fold for fold in range(FOLDS) if chosen[fold] == choice])
-        other = fused(*choice)
-        rows[labelled[own]], scores[labelled[own]] = other.doc_rows[labelled[own]], other.scores[labelled[own]]
-        held_out[own] = hits[choice][own]
+    held_out = np.stack([hits[choice] for choice in chosen])[folds, np.arange(count)]
     gain = bootstrap_mean(held_out - hits[start], seed)
     fit = FusionFit(*final, tuple(chosen), float(hits[start].mean()), float(held_out.mean()), gain)
     if not fit.in_force:
         return fused(*start), fit
-    return replace(run, doc_rows=rows, scores=scores), fit
+    run = fused(*final)
+    return _each_by_its_fold(run, _labelled_rows(run, qrels), folds, chosen, lambda choice: fused(*choice)), fit
 
 
 def _ascend(start: Choice, goal: Callable[[Choice], Values], used: npt.NDArray[np.bool_]) -> Choice:

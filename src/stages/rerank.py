@@ -200,22 +200,22 @@ class CandidateScorer:
         cost = np.zeros(len(groups))
         for start in range(0, len(groups), self.block):
             leaders = [group[0] for group in groups[start : start + self.block]]
-            pairs, owners = self._pairs_of(leaders)
+            present, pairs = self._pairs_of(leaders)
             tokens = self.scorer.pair_lengths(questions, passages, pairs)
             if self.kept is not None and len(self.kept) and hashes is not None:
                 tokens = tokens * np.isnan(self.kept.lookup(hashes[0][pairs[:, 0]], hashes[1][pairs[:, 1]]))
-            cost[start : start + len(leaders)] = np.bincount(owners, tokens, len(leaders))
+            cost[start : start + len(leaders)] = np.bincount(np.nonzero(present)[0], tokens, len(leaders))
         total = float(cost.sum())
         if total == 0.0:
             cost, total = np.ones(len(groups)), float(len(groups))
         return np.cumsum(cost) / max(total, 1.0)
 
-    def _pairs_of(self, leaders: Sequence[int]) -> tuple[Rows, npt.NDArray[np.int64]]:
-        """Every pair of some questions, int32 [P, 2], and the place of its question among them, int64 [P]."""
+    def _pairs_of(self, leaders: Sequence[int]) -> tuple[npt.NDArray[np.bool_], Rows]:
+        """Where some questions have passages, bool [len(leaders), K, m], and the pairs there, int32 [P, 2]."""
         rows = self.passages.rows[list(leaders)]
         present = rows != PAD
-        owners = np.broadcast_to(np.arange(len(leaders))[:, None, None], rows.shape)[present]
-        return np.stack([np.asarray(leaders)[owners], rows[present]], axis=1).astype(np.int32), owners
+        owners = np.broadcast_to(np.array(leaders, dtype=np.int32)[:, None, None], rows.shape)
+        return present, np.stack([owners[present], rows[present]], axis=1)
 
     def _score_block(
         self,
@@ -225,14 +225,11 @@ class CandidateScorer:
         hashes: tuple[Hashes, Hashes] | None,
     ) -> Floats:
         """Best pair score of each candidate, float32 [len(leaders), K]; without a passage, the row's lowest."""
-        rows = self.passages.rows[list(leaders)]
-        present = rows != PAD
-        owners = np.broadcast_to(np.array(leaders, dtype=np.int64)[:, None, None], rows.shape)
-        keys = owners[present] * max(1, len(self.passages.texts)) + rows[present]
-        unique, inverse = np.unique(keys, return_inverse=True)
-        pairs = np.stack(np.divmod(unique, max(1, len(self.passages.texts))), axis=1).astype(np.int32)
-        values = np.full(rows.shape, -np.inf, dtype=np.float32)
-        values[present] = self._score_pairs(questions, passages, pairs, hashes)[inverse]
+        present, pairs = self._pairs_of(leaders)
+        keys = pairs[:, 0].astype(np.int64) * max(1, len(self.passages.texts)) + pairs[:, 1]
+        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        values = np.full(present.shape, -np.inf, dtype=np.float32)
+        values[present] = self._score_pairs(questions, passages, pairs[first], hashes)[inverse]
         best = values.max(axis=2)
         known = np.isfinite(best)
         lowest = np.where(known, best, np.inf).min(axis=1, keepdims=True)
