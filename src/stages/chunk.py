@@ -22,7 +22,8 @@ class Chunking:
         unit: what the sizes count, ``tokens`` or ``characters``; ``whole``: one passage per document.
         limit: largest chunk.
         overlap: how much of a chunk the next one may repeat, in whole sentences.
-        minimum: a last chunk below this size joins the one before it.
+        minimum: a last chunk below this size joins the one before it, unless white space between them would make the
+            two longer than ``limit + minimum``.
     """
 
     unit: Literal["tokens", "characters", "whole"]
@@ -119,7 +120,7 @@ def chunk_corpus(
             row = first + offset
             found = _with_minimum(
                 chunk_spans(text, units, chunking.limit, chunking.overlap, chunking.unit == "characters"),
-                chunking.minimum,
+                chunking,
             )
             if not found and (text or corpus.titles[row]):
                 found = [(0, len(text))]
@@ -143,8 +144,10 @@ def _units(texts: Sequence[str], chunking: Chunking, tokenizer: Any) -> list[lis
     return spans
 
 
-def _with_minimum(spans: list[Span], minimum: int) -> list[Span]:
-    """The spans, a last one below ``minimum`` characters joined to the one before it."""
-    if len(spans) > 1 and spans[-1][1] - spans[-1][0] < minimum:
-        return [*spans[:-2], (spans[-2][0], spans[-1][1])]
+def _with_minimum(spans: list[Span], chunking: Chunking) -> list[Span]:
+    """The spans, a last one below the minimum joined to the one before it; see :class:`Chunking`."""
+    if len(spans) > 1 and spans[-1][1] - spans[-1][0] < chunking.minimum:
+        joined = spans[-2][0], spans[-1][1]
+        if joined[1] - joined[0] <= chunking.limit + chunking.minimum:
+            return [*spans[:-2], joined]
     return spans

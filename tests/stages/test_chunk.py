@@ -1,5 +1,5 @@
 from conftest import bert_tokenizer
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from src.core.types import Corpus
@@ -71,6 +71,7 @@ def test_whole_documents() -> None:
     assert [chunks.text(corpus, i) for i in range(2)] == ["Раз. Два.\n\nТри.", ""]
 
 
+@example("?????  ???", 5, 0, 4)  # joined, the white space between them would break the bound
 @given(st.text(alphabet="abАБ .!?\n", max_size=200), st.integers(5, 40), st.integers(0, 4), st.integers(0, 5))
 def test_character_chunks_cover_the_text(text: str, limit: int, overlap: int, minimum: int) -> None:
     corpus = Corpus(("1",), ("",), (text,))
