@@ -15,7 +15,7 @@ from src.core.pair_scores import PairScores
 from src.core.storage import save_run
 from src.core.text import terms
 from src.core.types import Corpus, Floats, Qrels, Queries, passage_text
-from src.engine.pair_backends import PairBatch
+from src.engine.batches import TokenBatch
 from src.engine.pair_scorer import CrossEncoderScorer
 from src.insight.profile import Profiler
 from src.quality.evaluate import evaluate
@@ -44,7 +44,7 @@ class NoModel:
     def load(self) -> None:
         """Nothing to load."""
 
-    def run(self, batches: Iterable[PairBatch], scores: npt.NDArray[np.float32]) -> None:
+    def run(self, batches: Iterable[TokenBatch], scores: npt.NDArray[np.float32]) -> None:
         """Take every batch."""
         for batch in batches:
             scores[batch.rows] = batch.mask.sum(axis=1)

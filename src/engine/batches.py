@@ -1,9 +1,39 @@
-"""Which pairs run together: sorted by exact length, bounded by pairs and by tokens."""
+"""Texts or pairs that run together: sorted by exact length, bounded by number and by tokens."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Texts or joined pairs of similar length, padded on the right.
+
+    Attributes:
+        rows: int64 [B], where their results belong.
+        ids: int64 [B, L] token ids.
+        mask: int64 [B, L], 1 where there is a token.
+        types: int64 [B, L] token types; ``None`` where the model takes none.
+    """
+
+    rows: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int64]
+    mask: npt.NDArray[np.int64]
+    types: npt.NDArray[np.int64] | None = None
+
+    @property
+    def inputs(self) -> dict[str, npt.NDArray[np.int64]]:
+        """By the names that Hugging Face models give them."""
+        types = {} if self.types is None else {"token_type_ids": self.types}
+        return {"input_ids": self.ids, "attention_mask": self.mask, **types}
+
+    def part(self, rows: slice) -> "TokenBatch":
+        """Some of its rows, with no more padding than they need."""
+        width = int(self.mask[rows].sum(axis=1).max())
+        types = None if self.types is None else self.types[rows, :width]
+        return TokenBatch(self.rows[rows], self.ids[rows, :width], self.mask[rows, :width], types)
 
 
 def token_budget_batches(

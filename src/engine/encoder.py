@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from src.core.errors import UserError
 from src.core.memory import first_line, means_out_of_memory
 from src.core.types import TokenVectors, offsets_of
-from src.engine.batches import token_budget_batches
+from src.engine.batches import TokenBatch, token_budget_batches
 from src.engine.devices import CpuEngine, explain_loading
 from src.engine.memory_limit import DoesNotFitError
 from src.engine.openvino_graphs import (
     CACHE_TOKENS,
     BackendUnavailableError,
     GraphRunner,
-    Inputs,
     Traceable,
     conversion_folder,
     ensure_converted,
@@ -96,12 +95,12 @@ class SentenceEncoder:
         try:
             folder = conversion_folder(cpu.kept, fingerprint)
             graph = ensure_converted(name, fingerprint, folder, lambda: _traceable(self.model))
+            return GraphRunner(graph, bfloat16=False, threads=cpu.threads, what="the bi-encoder")
         except BackendUnavailableError as error:
             if cpu.engine == "openvino":
                 raise UserError(f"OpenVINO cannot run the bi-encoder {name}: {error}.") from error
             log.warning("OpenVINO cannot run the bi-encoder %s (%s): torch runs it.", name, error)
             return None
-        return GraphRunner(graph, bfloat16=False, threads=cpu.threads, what="the bi-encoder")
 
     @property
     def backend(self) -> str:
@@ -221,7 +220,7 @@ class SentenceEncoder:
                         on_tokens(i, self._inner_tokens(outputs[1][place, : lengths[i]]))
 
             batches = token_budget_batches(lengths, batch_size, CACHE_TOKENS)
-            padded = ((batch, self._padded([rows[i] for i in batch])) for batch in batches)
+            padded = (self._padded(batch, [rows[i] for i in batch]) for batch in batches)
             try:
                 self.runner.run(padded, store)
             except DoesNotFitError as error:
@@ -281,13 +280,13 @@ class SentenceEncoder:
         mask = self.tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
         return int(np.argmin(mask))
 
-    def _padded(self, rows: Sequence[Sequence[int]]) -> Inputs:
+    def _padded(self, places: npt.NDArray[np.int64], rows: Sequence[Sequence[int]]) -> TokenBatch:
         width = max(len(row) for row in rows)
         ids = np.full((len(rows), width), int(self.tokenizer.pad_token_id or 0), dtype=np.int64)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = row
         lengths = np.array([[len(row)] for row in rows])
-        return {"input_ids": ids, "attention_mask": (np.arange(width) < lengths).astype(np.int64)}
+        return TokenBatch(places, ids, (np.arange(width) < lengths).astype(np.int64))
 
 
 def _set_pooling(model: SentenceTransformer, pooling: str, directory: Path) -> None:

@@ -1,13 +1,14 @@
 """Running out of memory is no failure: the batch is halved, and its size remembered."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
 
 from src.core.memory import first_line, means_out_of_memory
-from src.engine.pair_backends import PairBatch
+from src.engine.batches import TokenBatch
 
 T = TypeVar("T")
 
@@ -33,6 +34,8 @@ class DoesNotFitError(Exception):
 class MemoryLimit:
     """The largest batch that may run, in tokens with padding; lowered whenever memory does not hold one.
 
+    Several threads may share one.
+
     Args:
         what: the model, for the log.
         device: whose memory it is, for the log.
@@ -42,6 +45,7 @@ class MemoryLimit:
         self.what = what
         self.device = device
         self.tokens: int | None = None
+        self.lock = threading.Lock()
 
     def pieces(self, items: int, width: int) -> Iterator[slice]:
         """Cut a batch of ``items`` rows of ``width`` tokens into parts that keep to the limit, of one row at least."""
@@ -49,7 +53,7 @@ class MemoryLimit:
         for start in range(0, items, size):
             yield slice(start, start + size)
 
-    def results(self, batches: Iterable[PairBatch], work: Callable[[PairBatch], T]) -> Iterator[tuple[PairBatch, T]]:
+    def results(self, batches: Iterable[TokenBatch], work: Callable[[TokenBatch], T]) -> Iterator[tuple[TokenBatch, T]]:
         """Every batch with what ``work`` makes of it; one that memory does not hold comes in smaller parts, in order.
 
         Raises:
@@ -90,7 +94,10 @@ class MemoryLimit:
         """
         if items == 1:
             raise DoesNotFitError(row, width, self.device)
-        self.tokens = (items // 2) * width
+        with self.lock:
+            if self.tokens is not None and self.tokens < items * width:
+                return  # another thread has lowered it since
+            self.tokens = (items // 2) * width
         log.warning(
             "WARNING: %s ran out of memory on %s with %d x %d tokens (%s): %d at a time from now on.",
             self.what, self.device, items, width, reason[:100], items // 2,

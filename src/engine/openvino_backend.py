@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from src.engine.batches import TokenBatch
 from src.engine.bert_forward import BertPairForward, PaddedLayout
 from src.engine.devices import Precision, half_precision
 from src.engine.openvino_graphs import CACHE_TOKENS, GraphRunner, Traceable, conversion_folder, ensure_converted
-from src.engine.pair_backends import PairBatch
 from src.engine.torch_backend import load_classifier
 
 
@@ -56,7 +56,7 @@ class OpenVinoBackend:
         )
         self.runner = GraphRunner(graph, self.arithmetic == "bfloat16", self.threads, "the cross-encoder")
 
-    def run(self, batches: Iterable[PairBatch], scores: npt.NDArray[np.float32]) -> None:
+    def run(self, batches: Iterable[TokenBatch], scores: npt.NDArray[np.float32]) -> None:
         """See :class:`~src.engine.pair_backends.PairBackend`.
 
         Raises:
@@ -67,7 +67,7 @@ class OpenVinoBackend:
         def store(rows: npt.NDArray[np.int64], outputs: list[npt.NDArray[np.float32]]) -> None:
             scores[rows] = outputs[0]
 
-        self.runner.run(((batch.rows, batch.inputs) for batch in batches), store)
+        self.runner.run(batches, store)
 
 
 def traceable(model: Any) -> Traceable:

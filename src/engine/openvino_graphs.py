@@ -1,10 +1,11 @@
-"""Models converted for OpenVINO: made once, checked against torch, kept, and run on several cores at a time."""
+"""Models converted for OpenVINO: made once, kept, and checked against torch whenever one is loaded."""
 
 import logging
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,23 @@ from src.core.artifacts import (
 from src.core.artifacts import fingerprint as fingerprint_of
 from src.core.errors import StaleArtifactError, UserError
 from src.core.memory import first_line, means_out_of_memory
+from src.engine.batches import TokenBatch
+from src.engine.lanes import serve_all
 from src.engine.memory_limit import MemoryLimit
 
-GRAPH_REVISION = 1  # of the graphs made here; a kept conversion of another revision is made anew
+GRAPH_REVISION = 2  # of the graphs made here; a kept conversion of another revision is made anew
 CACHE_TOKENS = 2048  # activations of a larger batch leave the cache of a core
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # of an output against torch's, relative to the largest
+BFLOAT16_TOLERANCE = 0.05
+THREADS_PER_LANE = 8
+LANE_BYTES = 2e9  # of weights in all lanes together; each holds its own
 _GRAPH = "model.xml"
+_PROBES = "probes.npz"
+_PROBE_SHAPES = ((1, 9), (5, 40), (8, 100))
 
-Inputs = Mapping[str, npt.NDArray[np.int64]]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+Store = Callable[[Rows, list[Floats]], None]
 
 log = logging.getLogger(__name__)
 
@@ -62,18 +70,30 @@ class Traceable:
     pad: int
     per_token: frozenset[int] = frozenset()
 
-    def probe(self, rows: int, width: int) -> dict[str, Tensor]:
-        """A batch of made-up texts, the first as long as the batch is wide, the others shorter."""
-        generator = torch.Generator().manual_seed(rows * 1000 + width)
-        ids = torch.randint(5, self.vocabulary, (rows, width), generator=generator)
-        lengths = torch.linspace(width, max(3, width // 2), rows).long()
-        mask = torch.arange(width)[None] < lengths[:, None]
-        values = {
-            "input_ids": torch.where(mask, ids, self.pad),
-            "attention_mask": mask.long(),
-            "token_type_ids": (torch.arange(width)[None] >= width // 3).long() * mask,
-        }
-        return {name: values[name] for name in self.inputs}
+    def probe(self, rows: int, width: int) -> TokenBatch:
+        """Made-up texts, the first as long as the batch is wide, the others shorter."""
+        generator = np.random.default_rng(rows * 1000 + width)
+        lengths = np.linspace(width, max(3, width // 2), rows).astype(np.int64)
+        mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
+        ids = np.where(mask == 1, generator.integers(5, self.vocabulary, (rows, width)), self.pad)
+        types = (np.arange(width) >= width // 3).astype(np.int64) * mask
+        return TokenBatch(np.arange(rows), ids, mask, types)
+
+    def tensors(self, batch: TokenBatch) -> dict[str, Tensor]:
+        """The inputs that the graph takes."""
+        return {name: torch.from_numpy(batch.inputs[name]) for name in self.inputs}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A batch, and what torch makes of it.
+
+    Attributes:
+        expected: an array [B, ...] for each output; NaN where anything will do.
+    """
+
+    batch: TokenBatch
+    expected: tuple[Floats, ...]
 
 
 def conversion_folder(kept: Path, model: str) -> Path:
@@ -103,9 +123,11 @@ def ensure_converted(name: str, fingerprint: str, folder: Path, prepare: Callabl
         log.info("Converting %s for OpenVINO (once) ...", name)
     model = prepare()
     graph = _convert(model)
-    _check(model, graph)
+    probes = _probes(model)
+    _check(probes, partial(_infer, openvino.Core().compile_model(graph, "CPU", _properties(False, 1))), TOLERANCE)
     with atomic_directory(folder) as temporary:
         openvino.save_model(graph, temporary / _GRAPH, compress_to_fp16=False)
+        _save_probes(temporary / _PROBES, probes)
         names = [path.name for path in temporary.iterdir()]
         manifest = Manifest("openvino", inputs, settings, describe_files(temporary, names), {})
         save_manifest(temporary / MANIFEST_NAME, manifest)
@@ -115,150 +137,139 @@ def ensure_converted(name: str, fingerprint: str, folder: Path, prepare: Callabl
 def _convert(model: Traceable) -> Any:
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            # The tracer warns of constants; the check below sees whether they matter.
+            # The tracer warns of constants; the check that follows sees whether they matter.
             warnings.simplefilter("ignore")
             shapes = [(name, [-1, -1], openvino.Type.i64) for name in model.inputs]
-            return openvino.convert_model(model.graph.eval(), example_input=model.probe(3, 24), input=shapes)
+            example = model.tensors(model.probe(3, 24))
+            return openvino.convert_model(model.graph.eval(), example_input=example, input=shapes)
     except Exception as error:  # whatever an architecture makes its tracer raise, torch can still run it
         raise BackendUnavailableError(f"conversion failed: {first_line(error)}") from error
 
 
-def _check(model: Traceable, graph: Any) -> None:
-    """Outputs for shapes that the conversion has not seen, against torch."""
-    compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    for rows, width in ((1, 9), (5, 40)):
-        inputs = model.probe(rows, width)
+def _probes(model: Traceable) -> list[Probe]:
+    """Batches of shapes that the conversion has not seen."""
+    found = []
+    for rows, width in _PROBE_SHAPES:
+        batch = model.probe(rows, width)
         with torch.inference_mode():
-            expected = [output.numpy() for output in model.reference(inputs)]
+            outputs = [output.float().numpy().copy() for output in model.reference(model.tensors(batch))]
+        for number in model.per_token:
+            outputs[number][batch.mask == 0] = np.nan
+        found.append(Probe(batch, tuple(outputs)))
+    return found
+
+
+def _save_probes(path: Path, probes: Sequence[Probe]) -> None:
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for number, probe in enumerate(probes):
+        arrays |= {f"{number}/{name}": values for name, values in probe.batch.inputs.items()}
+        arrays |= {f"{number}/output/{i}": values for i, values in enumerate(probe.expected)}
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def _load_probes(path: Path) -> list[Probe]:
+    probes = []
+    with np.load(path) as arrays:
+        for number in range(len(_PROBE_SHAPES)):
+            ids, mask, types = (
+                arrays[f"{number}/{name}"] for name in ("input_ids", "attention_mask", "token_type_ids")
+            )
+            outputs = sum(name.startswith(f"{number}/output/") for name in arrays)
+            expected = tuple(arrays[f"{number}/output/{i}"] for i in range(outputs))
+            probes.append(Probe(TokenBatch(np.arange(len(ids)), ids, mask, types), expected))
+    return probes
+
+
+def _check(probes: Sequence[Probe], infer: Callable[[TokenBatch], list[Floats]], tolerance: float) -> None:
+    for probe in probes:
         try:
-            found = compiled({name: value.numpy() for name, value in inputs.items()})
+            found = infer(probe.batch)
         except RuntimeError as error:
             raise BackendUnavailableError(f"the converted graph does not run: {first_line(error)}") from error
-        filled = inputs["attention_mask"].numpy().astype(bool)
-        for number, right in enumerate(expected):
-            ours = found[number]
-            if number in model.per_token:
-                ours, right = ours[filled], right[filled]
-            difference = float(np.abs(ours - right).max())
-            if not difference <= TOLERANCE * max(1.0, float(np.abs(right).max())):
+        for ours, right in zip(found, probe.expected, strict=True):
+            known = ~np.isnan(right)
+            difference = float(np.abs(ours - right)[known].max())
+            if not difference <= tolerance * max(1.0, float(np.abs(right[known]).max())):
                 raise BackendUnavailableError(f"its outputs differ from torch's by {difference:.2g}")
 
 
+def _properties(bfloat16: bool, threads: int) -> dict[str, Any]:
+    return {
+        "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
+        # OpenVINO's streams share packed weights; seen with 2026.4: several of them, and wrong outputs now and then.
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+    }
+
+
+def _infer(compiled: Any, batch: TokenBatch) -> list[Floats]:
+    """Outputs of a batch; what the graph takes and the batch lacks is zero."""
+    zeros = np.zeros_like(batch.ids)
+    outputs = compiled({port.any_name: batch.inputs.get(port.any_name, zeros) for port in compiled.inputs})
+    return [outputs[i] for i in range(len(compiled.outputs))]
+
+
 class GraphRunner:
-    """Runs a kept graph, one batch per core at a time.
+    """Runs a kept graph on the cores of a CPU.
 
     Args:
         graph: from :func:`ensure_converted`.
         bfloat16: multiply in bfloat16, for CPUs that do so in hardware.
         threads: cores to use.
         what: the model, for the log.
+
+    Raises:
+        BackendUnavailableError: where the graph gives something else here than it gave where it was made.
     """
 
     def __init__(self, graph: Path, bfloat16: bool, threads: int, what: str) -> None:
-        properties = {
-            "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
-            # One stream per core: no barrier between cores inside a matrix product.
-            "NUM_STREAMS": str(threads),
-            "INFERENCE_NUM_THREADS": str(threads),
-        }
-        self.compiled = openvino.Core().compile_model(graph, "CPU", properties)
-        self.inputs = tuple(port.any_name for port in self.compiled.inputs)
-        self.outputs = len(self.compiled.outputs)
-        self.threads = threads
+        lanes = lanes_of(threads, graph.with_suffix(".bin").stat().st_size)
+        properties = _properties(bfloat16, threads // lanes)
+        if lanes > 1:
+            properties["ENABLE_CPU_PINNING"] = False  # every lane would take the same cores
+        core, probes = openvino.Core(), _load_probes(graph.with_name(_PROBES))
+        self.compiled = [core.compile_model(graph, "CPU", properties) for _ in range(lanes)]
+        for compiled in self.compiled:
+            try:
+                _check(probes, partial(_infer, compiled), BFLOAT16_TOLERANCE if bfloat16 else TOLERANCE)
+            except BackendUnavailableError as error:
+                raise BackendUnavailableError(f"{error}; delete {graph.parent} to convert it anew") from error
         self.limit = MemoryLimit(what, "cpu")
-        self.requests: Any = openvino.AsyncInferQueue(self.compiled, threads)
 
-    def run(self, batches: Iterable[tuple[Rows, Inputs]], store: Callable[[Rows, list[Floats]], None]) -> None:
+    def run(self, batches: Iterable[TokenBatch], store: Store) -> None:
         """Run batches, drawn as they are needed; one that memory does not hold is halved until it fits.
 
         Args:
-            batches: int64 [B] rows of the batch, and its inputs int64 [B, L]; what the graph takes and a batch lacks
-                is zero.
-            store: gets rows and outputs of a finished batch, in any order, one batch at a time; it must copy what it
-                keeps.
+            batches: what the graph takes and a batch lacks is zero.
+            store: gets rows and outputs of a finished batch, in any order, one batch at a time.
 
         Raises:
             DoesNotFitError: where memory does not hold a single item.
             UserError: where OpenVINO fails for another reason.
         """
-        running: dict[int, tuple[Rows, Inputs]] = {}
-        failed: list[Exception] = []
+        storing = threading.Lock()
 
-        def finished(request: Any, number: int) -> None:
-            # An error that left this function would come back from OpenVINO as one of its own.
-            try:
-                store(running[number][0], [request.get_output_tensor(i).data for i in range(self.outputs)])
-                del running[number]
-            except Exception as error:
-                failed.append(error)
+        def serve(compiled: Any, drawn: Iterator[TokenBatch]) -> None:
+            for part, outputs in self.limit.results(drawn, partial(_infer_or_explain, compiled)):
+                with storing:
+                    store(part.rows, outputs)
 
-        self.requests.set_callback(finished)
-        pieces = self._pieces(batches)
-        try:
-            for number, (rows, values) in enumerate(pieces):
-                running[number] = rows, values
-                self.requests.start_async(self._filled(values), number)
-                if failed:
-                    raise failed[0]
-            self.requests.wait_all()
-        except RuntimeError as error:
-            self._require_memory_trouble(error)
-            self._wait()
-            self._run_smaller(list(running.values()), store, error)
-            # A queue that has failed goes on failing.
-            self.requests = openvino.AsyncInferQueue(self.compiled, self.threads)
-            self.run(pieces, store)
-        finally:
-            self._wait()
-        if failed:
-            raise failed[0]
-
-    def _pieces(self, batches: Iterable[tuple[Rows, Inputs]]) -> Iterator[tuple[Rows, Inputs]]:
-        for rows, values in batches:
-            for piece in self.limit.pieces(*values["input_ids"].shape):
-                yield rows[piece], _part(values, piece)
-
-    def _filled(self, values: Inputs) -> dict[str, npt.NDArray[np.int64]]:
-        zeros = np.zeros_like(values["input_ids"])
-        return {name: values.get(name, zeros) for name in self.inputs}
-
-    def _wait(self) -> None:
-        # What it says has been said, or will be by the batch that is still in ``running``.
-        with suppress(RuntimeError):
-            self.requests.wait_all()
-
-    def _require_memory_trouble(self, error: Exception) -> None:
-        if not means_out_of_memory(error):
-            raise UserError(
-                f'OpenVINO failed on a batch: {first_line(error)}. Set CPU_ENGINE = "torch" in config/settings.py.'
-            ) from error
-
-    def _run_smaller(
-        self, waiting: list[tuple[Rows, Inputs]], store: Callable[[Rows, list[Floats]], None], error: Exception
-    ) -> None:
-        """Run the batches that were lost, one after another, the largest of them in halves."""
-        rows, values = max(waiting, key=lambda item: item[1]["input_ids"].size)
-        items, width = values["input_ids"].shape
-        self.limit.lower(int(rows[0]), items, width, first_line(error))
-        waiting = waiting[::-1]
-        while waiting:
-            rows, values = waiting.pop()
-            items, width = values["input_ids"].shape
-            pieces = list(self.limit.pieces(items, width))
-            if len(pieces) > 1:
-                waiting.extend((rows[piece], _part(values, piece)) for piece in reversed(pieces))
-                continue
-            try:
-                request = self.compiled.create_infer_request()
-                request.infer(self._filled(values))
-            except RuntimeError as failure:
-                self._require_memory_trouble(failure)
-                self.limit.lower(int(rows[0]), items, width, first_line(failure))
-                waiting.append((rows, values))
-            else:
-                store(rows, [request.get_output_tensor(i).data for i in range(self.outputs)])
+        serve_all(batches, [partial(serve, compiled) for compiled in self.compiled])
 
 
-def _part(values: Inputs, rows: slice) -> Inputs:
-    width = int(values["attention_mask"][rows].sum(axis=1).max())
-    return {name: value[rows, :width] for name, value in values.items()}
+def lanes_of(threads: int, model_bytes: int) -> int:
+    """How many copies of a model work side by side: one core waits for another inside a matrix product, so many cores
+    are better split, but not where the copies would fill the memory.
+    """
+    return max(1, min(threads // THREADS_PER_LANE, int(LANE_BYTES // max(1, model_bytes))))
+
+
+def _infer_or_explain(compiled: Any, batch: TokenBatch) -> list[Floats]:
+    try:
+        return _infer(compiled, batch)
+    except RuntimeError as error:
+        if means_out_of_memory(error):
+            raise
+        raise UserError(
+            f'OpenVINO failed on a batch: {first_line(error)}. Set CPU_ENGINE = "torch" in config/settings.py.'
+        ) from error

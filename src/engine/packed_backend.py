@@ -12,10 +12,10 @@ from torch import Tensor
 
 from src.core.errors import UserError
 from src.core.memory import first_line
+from src.engine.batches import TokenBatch
 from src.engine.bert_forward import BertPairForward, PackedLayout, VariableLengthAttention
 from src.engine.memory_limit import MemoryLimit
 from src.engine.openvino_graphs import BackendUnavailableError
-from src.engine.pair_backends import PairBatch
 from src.engine.torch_backend import load_classifier
 
 # Flash attention needs Ampere or later.
@@ -77,7 +77,7 @@ class PackedBackend:
         self.forward = BertPairForward(model).eval().to(self.device, self.dtype)
         self._check(batch, expected)
 
-    def _check(self, batch: PairBatch, expected: Tensor) -> None:
+    def _check(self, batch: TokenBatch, expected: Tensor) -> None:
         try:
             found = self._logits(batch).float().cpu()
         except (RuntimeError, NotImplementedError) as error:
@@ -88,7 +88,7 @@ class PackedBackend:
         if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
             raise BackendUnavailableError(f"its scores differ from the model's own by {difference:.2g}")
 
-    def run(self, batches: Iterable[PairBatch], scores: npt.NDArray[np.float32]) -> None:
+    def run(self, batches: Iterable[TokenBatch], scores: npt.NDArray[np.float32]) -> None:
         """See :class:`~src.engine.pair_backends.PairBackend`."""
         under_way: tuple[npt.NDArray[np.int64], Tensor] | None = None
         for part, logits in self.limit.results(batches, self._logits):
@@ -99,7 +99,7 @@ class PackedBackend:
         if under_way is not None:
             _store(under_way, scores)
 
-    def _logits(self, batch: PairBatch) -> Tensor:
+    def _logits(self, batch: TokenBatch) -> Tensor:
         assert self.forward is not None
         assert self.attention is not None
         filled = batch.mask.astype(bool)
@@ -119,7 +119,7 @@ class PackedBackend:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
-def _probe(model: Any) -> tuple[PairBatch, Tensor]:
+def _probe(model: Any) -> tuple[TokenBatch, Tensor]:
     """Three made-up pairs, and the logits that the model gives them."""
     rows, width = 3, 40
     ids = np.random.default_rng(0).integers(5, model.config.vocab_size, (rows, width))
@@ -127,7 +127,7 @@ def _probe(model: Any) -> tuple[PairBatch, Tensor]:
     mask = (np.arange(width) < lengths).astype(np.int64)
     with torch.inference_mode():
         found: Tensor = model(input_ids=torch.from_numpy(ids * mask), attention_mask=torch.from_numpy(mask)).logits
-    return PairBatch(np.arange(rows), ids * mask, mask, None), found[:, 0]
+    return TokenBatch(np.arange(rows), ids * mask, mask, None), found[:, 0]
 
 
 def _store(item: tuple[npt.NDArray[np.int64], Tensor], scores: npt.NDArray[np.float32]) -> None:

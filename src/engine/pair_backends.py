@@ -1,40 +1,12 @@
 """What a backend is: batches of joined pairs in, logits out."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-
-@dataclass(frozen=True)
-class PairBatch:
-    """Joined pairs of similar length, padded on the right.
-
-    Attributes:
-        rows: int64 [B], where their scores belong.
-        ids: int64 [B, L] token ids.
-        mask: int64 [B, L], 1 where there is a token.
-        types: int64 [B, L] token types; ``None`` where the model takes none.
-    """
-
-    rows: npt.NDArray[np.int64]
-    ids: npt.NDArray[np.int64]
-    mask: npt.NDArray[np.int64]
-    types: npt.NDArray[np.int64] | None
-
-    @property
-    def inputs(self) -> dict[str, npt.NDArray[np.int64]]:
-        """By the names that Hugging Face models give them."""
-        types = {} if self.types is None else {"token_type_ids": self.types}
-        return {"input_ids": self.ids, "attention_mask": self.mask, **types}
-
-    def part(self, rows: slice) -> "PairBatch":
-        """Some of its pairs, with no more padding than they need."""
-        width = int(self.mask[rows].sum(axis=1).max())
-        types = None if self.types is None else self.types[rows, :width]
-        return PairBatch(self.rows[rows], self.ids[rows, :width], self.mask[rows, :width], types)
+from src.engine.batches import TokenBatch
 
 
 class PairBackend(Protocol):
@@ -62,7 +34,7 @@ class PairBackend(Protocol):
         """
         ...
 
-    def run(self, batches: Iterable[PairBatch], scores: npt.NDArray[np.float32]) -> None:
+    def run(self, batches: Iterable[TokenBatch], scores: npt.NDArray[np.float32]) -> None:
         """Write the logit of each pair into ``scores`` at the batch's rows; batches are drawn as they are needed.
 
         Raises:

@@ -12,14 +12,14 @@ import numpy.typing as npt
 from transformers import AutoConfig, AutoTokenizer
 
 from src.core.errors import UserError
-from src.engine.batches import token_budget_batches
+from src.engine.batches import TokenBatch, token_budget_batches
 from src.engine.devices import CpuEngine, Precision, every_device, explain_loading, settled_precision
 from src.engine.library_scorer import LibraryScorer
 from src.engine.memory_limit import DoesNotFitError
 from src.engine.openvino_backend import OpenVinoBackend
 from src.engine.openvino_graphs import BackendUnavailableError
 from src.engine.packed_backend import PackedBackend
-from src.engine.pair_backends import PairBackend, PairBatch
+from src.engine.pair_backends import PairBackend
 from src.engine.split_backend import SplitBackend
 from src.engine.tokens import PairTemplate, TokenTable, tokenize
 from src.engine.torch_backend import TorchBackend
@@ -248,7 +248,7 @@ class CrossEncoderScorer:
         limits: npt.NDArray[np.int64],
         lengths: npt.NDArray[np.int64],
         rows: npt.NDArray[np.int64],
-    ) -> PairBatch:
+    ) -> TokenBatch:
         width = int(lengths[rows].max())
         pad = self.tokenizer.pad_token_id
         ids = np.full((len(rows), width), 0 if pad is None else pad, dtype=np.int64)
@@ -260,7 +260,7 @@ class CrossEncoderScorer:
             if types is not None:
                 types[i, : len(joined)] = self.template.types(len(question), len(joined))
         mask = (np.arange(width) < lengths[rows, None]).astype(np.int64)
-        return PairBatch(rows, ids, mask, types)
+        return TokenBatch(rows, ids, mask, types)
 
 
 def make_scorer(

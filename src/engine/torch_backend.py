@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from src.core.errors import UserError
+from src.engine.batches import TokenBatch
 from src.engine.devices import Precision, explain_loading, half_precision
 from src.engine.memory_limit import MemoryLimit
-from src.engine.pair_backends import PairBatch
 
 
 def load_classifier(directory: Path) -> Any:
@@ -60,12 +60,12 @@ class TorchBackend:
         """See :class:`~src.engine.pair_backends.PairBackend`."""
         self.model = load_classifier(self.directory).to(self.device)
 
-    def run(self, batches: Iterable[PairBatch], scores: npt.NDArray[np.float32]) -> None:
+    def run(self, batches: Iterable[TokenBatch], scores: npt.NDArray[np.float32]) -> None:
         """See :class:`~src.engine.pair_backends.PairBackend`."""
         for part, found in self.limit.results(batches, self._forward):
             scores[part.rows] = found
 
-    def _forward(self, batch: PairBatch) -> npt.NDArray[np.float32]:
+    def _forward(self, batch: TokenBatch) -> npt.NDArray[np.float32]:
         on_device = {name: torch.from_numpy(value).to(self.device) for name, value in batch.inputs.items()}
         autocast = torch.autocast(self.device.type, self.half or torch.bfloat16, enabled=self.half is not None)
         with torch.inference_mode(), autocast:

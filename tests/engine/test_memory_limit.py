@@ -11,10 +11,10 @@ import torch
 from src.core.errors import UserError
 from src.core.pair_scores import PairScores
 from src.core.types import Queries, Run
+from src.engine.batches import TokenBatch
 from src.engine.devices import CpuEngine
 from src.engine.encoder import SentenceEncoder
 from src.engine.memory_limit import DoesNotFitError, MemoryLimit
-from src.engine.pair_backends import PairBatch
 from src.engine.pair_scorer import CrossEncoderScorer, PairTooLargeError, make_scorer
 from src.stages.rerank import CandidateScorer, PassageTexts
 
@@ -41,15 +41,15 @@ def test_pieces_keep_to_the_limit() -> None:
 
 
 def test_results_come_in_order_in_parts_that_fit() -> None:
-    def work(batch: PairBatch) -> list[int]:
+    def work(batch: TokenBatch) -> list[int]:
         tried.append(len(batch.rows))
         if batch.ids.size > 12:
             raise MemoryError("no room")
         return batch.rows.tolist()
 
-    def batches(width: int) -> list[PairBatch]:
+    def batches(width: int) -> list[TokenBatch]:
         ids = np.ones((5, width), dtype=np.int64)
-        return [PairBatch(np.arange(start, start + 5), ids, ids, None) for start in (0, 5)]
+        return [TokenBatch(np.arange(start, start + 5), ids, ids, None) for start in (0, 5)]
 
     limit, tried = MemoryLimit("the model", "cpu"), list[int]()
     found = [(part.rows.tolist(), result) for part, result in limit.results(batches(4), work)]
@@ -61,11 +61,20 @@ def test_results_come_in_order_in_parts_that_fit() -> None:
         list(limit.results(batches(13), work))
     assert (caught.value.row, caught.value.tokens) == (0, 13)
 
-    def broken(_: PairBatch) -> None:
+    def broken(_: TokenBatch) -> None:
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
         list(limit.results(batches(1), broken))
+
+
+def test_a_thread_whose_batch_failed_under_an_older_limit_does_not_lower_it_again() -> None:
+    limit = MemoryLimit("the model", "cpu")
+    limit.lower(0, 8, 10, "no room")
+    limit.lower(0, 8, 10, "no room")  # two batches were under way
+    assert limit.tokens == 40
+    limit.lower(0, 4, 10, "no room")
+    assert limit.tokens == 20
 
 
 def score(scorer: CrossEncoderScorer) -> np.ndarray:
@@ -132,60 +141,33 @@ def test_one_pair_that_cannot_fit_is_named(cross_encoder: Path, tmp_path: Path) 
 
 
 class Stingy:
-    """OpenVINO's queue and model, which hold no more than so many tokens; a failed queue goes on failing."""
+    """A compiled model that holds no more than so many tokens."""
 
-    def __init__(self, compiled: Any, queue: Any, tokens: int) -> None:
-        self.compiled, self.queue, self.tokens, self.broken = compiled, queue, tokens, False
+    def __init__(self, compiled: Any, tokens: int) -> None:
+        self.compiled, self.tokens = compiled, tokens
+        self.inputs, self.outputs = compiled.inputs, compiled.outputs
 
-    def set_callback(self, callback: Any) -> None:
-        self.queue.set_callback(callback)
-
-    def start_async(self, inputs: dict[str, Any], number: int) -> None:
-        self.broken = self.broken or inputs["input_ids"].size > self.tokens
-        if not self.broken:
-            self.queue.start_async(inputs, number)
-
-    def wait_all(self) -> None:
-        self.queue.wait_all()
-        if self.broken:
+    def __call__(self, inputs: dict[str, Any]) -> Any:
+        if inputs["input_ids"].size > self.tokens:
             raise RuntimeError("Exception from src/inference: std::bad_alloc\nmore")
-
-    def create_infer_request(self) -> Any:
-        request, tokens = self.compiled.create_infer_request(), self.tokens
-
-        class Limited:
-            def infer(self, inputs: dict[str, Any]) -> None:
-                if inputs["input_ids"].size > tokens:
-                    raise RuntimeError("std::bad_alloc")
-                request.infer(inputs)
-
-            def get_output_tensor(self, i: int) -> Any:
-                return request.get_output_tensor(i)
-
-        return Limited()
+        return self.compiled(inputs)
 
 
-def make_stingy(runner: Any, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    import openvino
-
-    queue, compiled = openvino.AsyncInferQueue, runner.compiled
-    monkeypatch.setattr(openvino, "AsyncInferQueue", lambda _, n: Stingy(compiled, queue(compiled, n), tokens))
-    runner.compiled = runner.requests = Stingy(compiled, runner.requests, tokens)
+def make_stingy(runner: Any, tokens: int) -> None:
+    runner.compiled = [Stingy(compiled, tokens) for compiled in runner.compiled]
 
 
-def test_openvino_halves_and_remembers(
-    cross_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_openvino_halves_and_remembers(cross_encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     expected = score(torch_scorer(cross_encoder))
     scorer = make_scorer(cross_encoder, "f" * 20, "cpu", 8, 128, "exact", CpuEngine("openvino", tmp_path, 2))
     scorer.load()
-    make_stingy(scorer.backend.runner, 200, monkeypatch)  # type: ignore[attr-defined]
+    make_stingy(scorer.backend.runner, 200)  # type: ignore[attr-defined]
     np.testing.assert_allclose(score(scorer), expected, atol=1e-4)
     assert "the cross-encoder ran out of memory on cpu with 8 x" in caplog.text
     caplog.clear()
     np.testing.assert_allclose(score(scorer), expected, atol=1e-4)
     assert not caplog.text
-    make_stingy(scorer.backend.runner, 40, monkeypatch)  # type: ignore[attr-defined]
+    make_stingy(scorer.backend.runner, 40)  # type: ignore[attr-defined]
     with pytest.raises(PairTooLargeError):
         score(scorer)
 
@@ -215,15 +197,13 @@ def test_the_bi_encoder_by_torch(bi_encoder: Path, with_tokens: bool, caplog: py
     ]
 
 
-def test_the_bi_encoder_by_openvino(
-    bi_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_bi_encoder_by_openvino(bi_encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     texts = [*PASSAGES, *QUESTIONS]
     encoder = SentenceEncoder(bi_encoder, cpu=CpuEngine("openvino", tmp_path, 2), fingerprint="f" * 20)
     expected = encoder.encode(texts, "document", 8)
-    make_stingy(encoder.runner, 100, monkeypatch)
+    make_stingy(encoder.runner, 100)
     np.testing.assert_allclose(encoder.encode(texts, "document", 8), expected, atol=1e-5)
     assert "the bi-encoder ran out of memory on cpu with 6 x" in caplog.text
-    make_stingy(encoder.runner, 20, monkeypatch)
+    make_stingy(encoder.runner, 20)
     with pytest.raises(UserError, match=r"the text 'Free airport lounges .*' alone \(\d+ tokens\) does not fit"):
         encoder.encode(texts, "document", 8)

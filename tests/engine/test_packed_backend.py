@@ -10,9 +10,10 @@ import torch
 from test_bert_forward import segments_attention
 from test_pair_scorer import PASSAGES, QUESTIONS, all_pairs, torch_scorer
 
+from src.engine.batches import TokenBatch
 from src.engine.openvino_graphs import BackendUnavailableError
 from src.engine.packed_backend import PackedBackend, cuda_attention
-from src.engine.pair_backends import PairBackend, PairBatch
+from src.engine.pair_backends import PairBackend
 from src.engine.pair_scorer import CrossEncoderScorer
 from src.engine.split_backend import SplitBackend
 from src.engine.torch_backend import TorchBackend
@@ -80,7 +81,7 @@ def test_a_batch_that_does_not_fit_is_halved(xlmr_cross_encoder: Path, caplog: p
 
 
 class Broken(TorchBackend):
-    def run(self, batches: Iterable[PairBatch], scores: np.ndarray) -> None:
+    def run(self, batches: Iterable[TokenBatch], scores: np.ndarray) -> None:
         raise torch.OutOfMemoryError("no room")
 
 

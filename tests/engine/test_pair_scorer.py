@@ -138,6 +138,32 @@ def test_truncated_conversion_is_made_anew(cross_encoder: Path, tmp_path: Path) 
     assert weights.stat().st_size == size
 
 
+def test_scores_do_not_depend_on_the_number_of_lanes(cross_encoder: Path, tmp_path: Path) -> None:
+    scorers = [
+        make_scorer(cross_encoder, "f" * 20, "cpu", 5, 128, "exact", CpuEngine("openvino", tmp_path, threads))
+        for threads in (1, 24)
+    ]
+    one, many = (s.score(s.tokenize(QUESTIONS), s.tokenize(PASSAGES), all_pairs()) for s in scorers)
+    assert [len(s.backend.runner.compiled) for s in scorers] == [1, 3]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(one, many, atol=1e-5)
+
+
+def test_a_kept_conversion_is_checked_whenever_it_is_loaded(
+    cross_encoder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    openvino_scorer(cross_encoder, tmp_path).load()
+    (weights,) = tmp_path.glob("*/model.bin")
+    values = np.fromfile(weights, np.uint8)
+    values[3::400] ^= 2  # exponents of floats; the file stays as long as it was
+    values.tofile(weights)
+    with pytest.raises(UserError, match=r"its outputs differ from torch's by .*; delete .* to convert it anew"):
+        openvino_scorer(cross_encoder, tmp_path).load()
+    scorer = openvino_scorer(cross_encoder, tmp_path, "auto")
+    scorer.load()
+    assert scorer.backend.name == "torch"
+    assert "torch runs it." in caplog.text
+
+
 def unconvertible(*_: object, **__: object) -> None:
     raise RuntimeError("no such operator\nand more")
 
