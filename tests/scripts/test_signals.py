@@ -60,15 +60,25 @@ def test_a_script_stops_within_five_seconds(busy: str, number: int, code: int) -
     )
 
 
-FAKE_PYTHON = """#!/usr/bin/env bash
+FAKE_PYTHON = """#!{python}
 # Stands in for the interpreter of the one command: says what it got, and ends as a script of this project does.
-case "$1" in
-    -c) cat >/dev/null; cat "$STAMP" ;;
-    *)  trap 'echo "got TERM"; sleep 0.3; echo "Stopped."; exit 143' TERM
-        trap 'echo "got INT"; sleep 0.3; echo "Stopped."; exit 130' INT
-        echo "running $(basename "$1")"
-        for _ in $(seq 300); do sleep 0.05; done ;;
-esac
+import os, signal, sys, time
+from pathlib import Path
+
+def stop(number, frame):
+    print("got", signal.Signals(number).name.removeprefix("SIG"), flush=True)
+    time.sleep(0.3)
+    print("Stopped.", flush=True)
+    os._exit(128 + number)
+
+if sys.argv[1] == "-c":
+    sys.stdin.read()
+    sys.stdout.write(Path(os.environ["STAMP"]).read_text())
+else:
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    print("running", Path(sys.argv[1]).name, flush=True)
+    time.sleep(15)
 """
 
 
@@ -83,7 +93,7 @@ def test_the_one_command_passes_signals_on(tmp_path: Path, number: int, name: st
         (project / path).write_text("")
     environment = tmp_path / "venv"
     (environment / "bin").mkdir(parents=True)
-    (environment / "bin" / "python").write_text(FAKE_PYTHON)
+    (environment / "bin" / "python").write_text(FAKE_PYTHON.format(python=sys.executable))
     (environment / "bin" / "python").chmod(0o755)
     stamp = environment / ".installed-requirements.txt.sha256"
     stamp.write_text("same\n")
