@@ -12,7 +12,7 @@ from pathlib import Path
 from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, index_plan, model_resolver, reranker_plans, search_plan
-from _runs import find_run, read_run
+from _runs import differing_settings, find_run, read_run, settings_of
 from _variants import load_variants
 from config import Settings
 from src.core.data_lock import data_lock
@@ -165,6 +165,9 @@ def _run(settings: Settings, flags: argparse.Namespace) -> None:
             found, notes = _read(text, inputs, corpus, queries)
             runs.append(found)
             warnings += notes
+        on_disk = [find_run(text, inputs.data.runs) for text in flags.runs if not text.endswith(".csv")]
+        if len(on_disk) > 1:
+            warnings += differing_settings({path.stem: settings_of(path) for path in on_disk})
     else:
         variants = load_variants(settings, inputs.data, every_query, queries)
         runs, warnings = _make(flags, settings, inputs, corpus, chunks, queries, encoders, resolver, variants)

@@ -1,6 +1,8 @@
 """Runs on disk, checked against the corpus and the questions that a command works on."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import _cli  # noqa: F401  (puts the project's folder on the path)
 from src.core.artifacts import check_files, full_check, read_manifest
@@ -43,3 +45,25 @@ def read_run(path: Path, corpus: Corpus, queries: Queries) -> tuple[Run, list[st
                 f"{SEARCH_COMMAND}"
             )
     return load_run(path, corpus, queries.query_ids), list(manifest.extra.get("warnings", []))
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """The settings that a run was made with, by name."""
+    return dict(read_manifest(path.with_name(f"{path.stem}.manifest.json"), SEARCH_COMMAND).extra.get("settings", {}))
+
+
+def differing_settings(made_with: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for every run that was made with other settings than the first one; reranking may be on or off.
+
+    Args:
+        made_with: settings of each run, by its name.
+    """
+    lines = []
+    (first, base), *others = made_with.items()
+    for name, settings in others:
+        differ = [key for key in {**base, **settings} if base.get(key) != settings.get(key)]
+        differ = [key for key in differ if key != "ENABLE_CROSS_ENCODER_RERANKING"]
+        if differ:
+            listed = ", ".join(f"{key} ({base.get(key)!r}, {settings.get(key)!r})"[:120] for key in differ)
+            lines.append(f"{first} and {name} differ in more than reranking: {listed}")
+    return lines

@@ -151,11 +151,10 @@ def _model_scores(
         reranker = CandidateScorer(scorer, passages, kept, block)
         tables = reranker.tokenize(queries)
         stage.items, stage.unit = len(queries) + len(passages.texts), "texts"
-    pairs = int((passages.rows >= 0).sum())
-    with profiler.stage("rerank", pairs, "pairs") as stage, bars("Processing queries", len(queries)) as progress:
+    with profiler.stage("rerank", unit="pairs") as stage, bars("Processing queries", len(queries)) as progress:
         scores = reranker.pair_scores(queries, candidates, progress, tables)
         shape = ModelShape.of(model.directory)
-        stage.tokens, stage.arithmetic = reranker.tokens, scorer.arithmetic
+        stage.items, stage.tokens, stage.arithmetic = reranker.scored, reranker.tokens, scorer.arithmetic
         stage.flops = 0.0 if shape is None else shape.flops(reranker.tokens, reranker.squared_tokens)
     log.info("Pairs: %s scored, %s kept from earlier runs", f"{reranker.scored:,}", f"{reranker.reused:,}")
     return merge_wordings(scores, owners, plan.reranker_query)

@@ -81,6 +81,7 @@ def read_table(path: Path, columns: Mapping[str, str], optional: Sequence[str] =
     text = decode(path)
     # Line ends inside quotes are the text's own; the parser must see one kind only.
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "")
+    _require_commas(path, text)
     try:
         frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, na_filter=False, skipinitialspace=True)
         # pandas renames a repeated column ("title.1"), so the header itself is looked at.
@@ -114,6 +115,17 @@ def read_table(path: Path, columns: Mapping[str, str], optional: Sequence[str] =
     table = {here: frame[name].tolist() for here, name in columns.items()}
     table.update({name: frame[name].tolist() for name in optional if name in found})
     return table
+
+
+def _require_commas(path: Path, text: str) -> None:
+    """Refuse a file whose columns are separated by something else, as spreadsheets of some languages write it."""
+    header = text.lstrip().split("\n", 1)[0]
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if separator in header and "," not in header:
+            raise UserError(
+                f"{path}: the columns of the header {header[:80]!r} are separated by {name}, commas are needed. "
+                "Save it as comma-separated CSV."
+            )
 
 
 def _check_fields(path: Path, text: str) -> None:
