@@ -72,7 +72,8 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
         runs = _all_runs(inputs, corpus, queries, command)
     log.info("Runs: %s; the first %d pages of each.", ", ".join(found.name for found in runs), flags.depth)
 
-    store = LabelStore.open(path, path.with_name(NONE_FILE), settings.labels_columns.model_dump(), every_query, corpus)
+    columns = settings.labels_columns.model_dump()
+    store = LabelStore.open(path, path.with_name(NONE_FILE), columns, every_query, corpus, qrels)
     answered = store.answered | (frozenset(qrels.relevant) if qrels is not None else frozenset())
     scores = disagreement(runs) if flags.order == "disagreement" else None
     places = choose_questions(queries.query_ids, answered, flags.count, scores, flags.seed)

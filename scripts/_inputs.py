@@ -100,7 +100,7 @@ def _default_questions(
     if files["questions"].is_file():
         return files["questions"], files["labels"] if files["labels"].is_file() else None
     if origin == "prepared" and (data.questions / MANIFEST_NAME).is_file():
-        return None, None
+        return None, files["labels"] if files["labels"].is_file() else None
     raise UserError(f"{files['questions']}: no such file. Put the questions there, or give them with --questions FILE.")
 
 

@@ -181,12 +181,20 @@ class LabelStore:
 
     @classmethod
     def open(
-        cls, path: Path, none_path: Path, columns: Mapping[str, str], queries: Queries, corpus: Corpus
+        cls,
+        path: Path,
+        none_path: Path,
+        columns: Mapping[str, str],
+        queries: Queries,
+        corpus: Corpus,
+        earlier: Qrels | None = None,
     ) -> "LabelStore":
         """Read what is there.
 
         Args:
             queries, corpus: all that labels may speak of.
+            earlier: labels kept elsewhere; where there is no labels file yet, the new one begins with them, so that
+                old and new are measured together.
 
         Raises:
             UserError: where a file cannot be read, or names a question or document that does not exist.
@@ -195,6 +203,13 @@ class LabelStore:
         if path.is_file():
             store.relevant = dict(read_qrels(path, columns, queries, corpus).relevant)
             store._kept = decode(path)
+        elif earlier is not None:
+            store.relevant = dict(earlier.relevant)
+            names = (columns["query_id"], columns["doc_id"])
+            pairs = [
+                (query_id, _cell(path, doc)) for query_id, docs in earlier.relevant.items() for doc in sorted(docs)
+            ]
+            store._kept = "".join(_line(row, "\n") for row in (names, *pairs))
         if none_path.is_file():
             column = columns["query_id"]
             ids = [value.strip() for value in read_table(none_path, {"query_id": column})["query_id"]]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.core.errors import UserError
-from src.core.types import PAD, Corpus, Queries, Run
+from src.core.types import PAD, Corpus, Qrels, Queries, Run
 from src.quality.labels import (
     LabelStore,
     Page,
@@ -124,6 +124,18 @@ def test_every_answer_is_on_disk_at_once(tmp_path: Path) -> None:
     assert store.relevant == {"q1": frozenset("c")}
     assert open_store(tmp_path / "raw").answered == {"q0", "q1"}
     assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == ["labels-none.csv", "qrels.csv"]
+
+
+def test_a_new_file_begins_with_the_labels_that_are_kept_elsewhere(tmp_path: Path) -> None:
+    earlier = Qrels({"q3": frozenset("ba")})
+    paths = tmp_path / "qrels.csv", tmp_path / "labels-none.csv"
+    store = LabelStore.open(*paths, COLUMNS, QUERIES, CORPUS, earlier)
+    assert store.answered == {"q3"}
+    assert not store.path.exists()
+    store.save("q1", {"c"})
+    assert text(store.path) == "q_id,web_id\nq3,a\nq3,b\nq1,c\n"
+    again = LabelStore.open(*paths, COLUMNS, QUERIES, CORPUS, Qrels({"q0": frozenset("h")}))
+    assert again.answered == {"q1", "q3"}  # a file that is there stands for itself
 
 
 def test_an_answer_can_change_its_kind(tmp_path: Path) -> None:

@@ -81,3 +81,16 @@ def test_the_sample_is_part_of_the_project_wherever_the_data_folder_is(tmp_path:
     assert text.count("else data/sample") == 3
     assert "elsewhere/sample" not in text
     assert "data folder of this corpus (default: elsewhere)" in text
+
+
+def test_labels_in_raw_count_beside_prepared_questions(project: Project) -> None:
+    project.prepare()
+    raw = project.data / "raw"
+    for name in ("websites_updated.csv", "questions_clean.csv"):
+        (raw / name).unlink()
+    before = (raw / "qrels.csv").read_text(encoding="utf-8").splitlines()
+    first = before[1].split(",")[0]
+    kept = [line for line in before if line.split(",")[0] in {"q_id", first}]
+    (raw / "qrels.csv").write_text("\n".join(kept) + "\n", encoding="utf-8")
+    lines = project.run("03_run_search", "--no-rerank")
+    assert any("Labels: 1 labelled questions" in line for line in lines)
