@@ -2,17 +2,18 @@
 
 import argparse
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, index_plan, model_resolver, reranker_plans, search_plan
-from _runs import differing_settings, find_run, read_run, settings_of
+from _runs import differing_settings, find_run, read_run
 from _variants import load_variants
 from config import Settings
 from src.core.data_lock import data_lock
@@ -76,13 +77,13 @@ def _passages(text: str) -> tuple[PassageChoice, int]:
     return "first" if first == "first" else "best", positive_integer(count)
 
 
-def _read(text: str, inputs: Inputs, corpus: Corpus, queries: Queries) -> tuple[Run, list[str]]:
-    """A run on disk, and its warnings."""
+def _read(text: str, inputs: Inputs, corpus: Corpus, queries: Queries) -> tuple[Run, Mapping[str, Any]]:
+    """A run on disk, and the record of how it was made; a submission has none."""
     path = Path(text)
     if path.suffix == ".csv":
         if not path.is_file():
             raise UserError(f"{path}: no such submission file.")
-        return read_submission(path, path.stem, queries, corpus), []
+        return read_submission(path, path.stem, queries, corpus), {}
     return read_run(find_run(text, inputs.data.runs), corpus, queries)
 
 
@@ -160,14 +161,12 @@ def _run(settings: Settings, flags: argparse.Namespace) -> None:
         raise UserError(f"no labels at {inputs.no_labels}: nothing can be compared. Give --labels FILE.")
     warnings: list[str] = []
     if flags.runs:
-        runs = []
-        for text in flags.runs:
-            found, notes = _read(text, inputs, corpus, queries)
-            runs.append(found)
-            warnings += notes
-        on_disk = [find_run(text, inputs.data.runs) for text in flags.runs if not text.endswith(".csv")]
-        if len(on_disk) > 1:
-            warnings += differing_settings({path.stem: settings_of(path) for path in on_disk})
+        read = [_read(text, inputs, corpus, queries) for text in flags.runs]
+        runs = [found for found, _ in read]
+        warnings = [warning for _, record in read for warning in record.get("warnings", [])]
+        made_with = [(found.name, record["settings"]) for found, record in read if "settings" in record]
+        if len(made_with) > 1:
+            warnings += differing_settings(made_with)
     else:
         variants = load_variants(settings, inputs.data, every_query, queries)
         runs, warnings = _make(flags, settings, inputs, corpus, chunks, queries, encoders, resolver, variants)

@@ -1,6 +1,6 @@
 """Runs on disk, checked against the corpus and the questions that a command works on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ def find_run(text: str, folder: Path) -> Path:
     return path
 
 
-def read_run(path: Path, corpus: Corpus, queries: Queries) -> tuple[Run, list[str]]:
-    """A run and the warnings that were given when it was made.
+def read_run(path: Path, corpus: Corpus, queries: Queries) -> tuple[Run, Mapping[str, Any]]:
+    """A run and the record of how it was made: ``settings``, ``warnings`` and the like.
 
     Raises:
         UserError: where it was made over another corpus or other questions; both fingerprints are named.
@@ -44,26 +44,21 @@ def read_run(path: Path, corpus: Corpus, queries: Queries) -> tuple[Run, list[st
                 f"corpus and questions go together: name its own (--data-dir, --questions, --limit), or make it anew: "
                 f"{SEARCH_COMMAND}"
             )
-    return load_run(path, corpus, queries.query_ids), list(manifest.extra.get("warnings", []))
+    return load_run(path, corpus, queries.query_ids), manifest.extra
 
 
-def settings_of(path: Path) -> dict[str, Any]:
-    """The settings that a run was made with, by name."""
-    return dict(read_manifest(path.with_name(f"{path.stem}.manifest.json"), SEARCH_COMMAND).extra.get("settings", {}))
-
-
-def differing_settings(made_with: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def differing_settings(made_with: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """A line for every run that was made with other settings than the first one; reranking may be on or off.
 
     Args:
-        made_with: settings of each run, by its name.
+        made_with: name and settings of each run; two runs of other folders may have the same name.
     """
     lines = []
-    (first, base), *others = made_with.items()
+    (first, base), *others = made_with
     for name, settings in others:
         differ = [key for key in {**base, **settings} if base.get(key) != settings.get(key)]
         differ = [key for key in differ if key != "ENABLE_CROSS_ENCODER_RERANKING"]
         if differ:
             listed = ", ".join(f"{key} ({base.get(key)!r}, {settings.get(key)!r})"[:120] for key in differ)
-            lines.append(f"{first} and {name} differ in more than reranking: {listed}")
+            lines.append(f"{first} and {name} were made with different settings: {listed}")
     return lines

@@ -204,8 +204,8 @@ def _properties(bfloat16: bool, threads: int) -> dict[str, Any]:
 
 def _infer(compiled: Any, batch: TokenBatch) -> list[Floats]:
     """Outputs of a batch; what the graph takes and the batch lacks is zero."""
-    zeros = np.zeros_like(batch.ids)
-    outputs = compiled({port.any_name: batch.inputs.get(port.any_name, zeros) for port in compiled.inputs})
+    inputs, zeros = batch.inputs, np.zeros_like(batch.ids)
+    outputs = compiled({port.any_name: inputs.get(port.any_name, zeros) for port in compiled.inputs})
     return [outputs[i] for i in range(len(compiled.outputs))]
 
 

@@ -205,11 +205,7 @@ class LabelStore:
             store._kept = decode(path)
         elif earlier is not None:
             store.relevant = dict(earlier.relevant)
-            names = (columns["query_id"], columns["doc_id"])
-            pairs = [
-                (query_id, _cell(path, doc)) for query_id, docs in earlier.relevant.items() for doc in sorted(docs)
-            ]
-            store._kept = "".join(_line(row, "\n") for row in (names, *pairs))
+            store._kept = "".join(_line(row, "\n") for row in (store._names, *store._pairs(earlier.relevant)))
         if none_path.is_file():
             column = columns["query_id"]
             ids = [value.strip() for value in read_table(none_path, {"query_id": column})["query_id"]]
@@ -254,10 +250,16 @@ class LabelStore:
         else:
             self.none.add(query_id)
 
+    @property
+    def _names(self) -> tuple[str, str]:
+        return self.columns["query_id"], self.columns["doc_id"]
+
+    def _pairs(self, relevant: Mapping[str, frozenset[str]]) -> list[tuple[str, str]]:
+        return [(query_id, _cell(self.path, doc)) for query_id, docs in relevant.items() for doc in sorted(docs)]
+
     def _labels_file(self, session: Mapping[str, frozenset[str]]) -> bytes | None:
         """Kept text and new rows; ``None`` for no row at all: a header alone is no labels file."""
-        names = [self.columns["query_id"], self.columns["doc_id"]]
-        pairs = [(query_id, _cell(self.path, doc)) for query_id, docs in session.items() for doc in sorted(docs)]
+        names, pairs = self._names, self._pairs(session)
         if not self._kept:
             text = "".join(_line(row, "\n") for row in (names, *pairs))
             return text.encode() if pairs else None

@@ -119,7 +119,7 @@ def read_table(path: Path, columns: Mapping[str, str], optional: Sequence[str] =
 
 def _require_commas(path: Path, text: str) -> None:
     """Refuse a file whose columns are separated by something else, as spreadsheets of some languages write it."""
-    header = text.lstrip().split("\n", 1)[0]
+    header = next((line.strip() for line in _lines(text) if line.strip()), "")
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
         if separator in header and "," not in header:
             raise UserError(
