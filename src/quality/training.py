@@ -152,6 +152,9 @@ class Trainer:
         # bfloat16 on CUDA too: its range needs no loss scaling.
         dtype = torch.float32 if half_precision(device) is None else torch.bfloat16
         self.model = model.to(device=device, dtype=dtype)
+        if device == "cpu":
+            # The backward pass of torch's fused attention takes longer there than all the rest of a step.
+            self.model.set_attn_implementation("eager")
         self.live = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.masters = [parameter.detach().float().clone() for parameter in self.live]
         self.optimizer = torch.optim.AdamW(self.masters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
