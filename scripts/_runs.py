@@ -39,8 +39,15 @@ def read_run(path: Path, corpus: Corpus, queries: Queries) -> tuple[Run, Mapping
     found = {"corpus": manifest.inputs.get("corpus"), "questions": manifest.extra.get("questions")}
     for what, fingerprint in wanted.items():
         if found[what] != fingerprint:
+            made_over = manifest.counts.get("questions", 0)
+            if what == "questions" and queries.head(made_over).fingerprint == found[what]:
+                raise UserError(
+                    f"{path}: made over the first {made_over} of these {len(queries)} questions ({found[what]}, all: "
+                    f"{fingerprint}). Add --limit {made_over}, or make it anew: {SEARCH_COMMAND}"
+                )
             raise UserError(
-                f"{path}: made over the {what} {found[what]}, here they are {fingerprint}. Only runs over the same "
+                f"{path}: made over the {what} {found[what]} ({manifest.counts.get('questions', 0)} questions), here "
+                f"they are {fingerprint} ({len(queries)} questions). Only runs over the same "
                 f"corpus and questions go together: name its own (--data-dir, --questions, --limit), or make it anew: "
                 f"{SEARCH_COMMAND}"
             )

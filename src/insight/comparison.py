@@ -11,10 +11,12 @@ import numpy as np
 
 from src.core.artifacts import atomic_path, write_json
 from src.core.types import Corpus
-from src.quality.compare import POINTS_TO_SHOW, Comparison, Difference, Loss, PairedComparison
+from src.quality.compare import POINTS_TO_SHOW, Comparison, Difference, Loss, PairedComparison, RunSummary
 from src.quality.statistics import Interval
 
 _FILE_NAME = re.compile(r"[^\w.-]+")
+# With more runs than this the runs are the rows.
+_WIDEST = 5
 _RANK_BINS = (1, 2, 3, 4, 6, 11, 21, 51, 101)
 
 
@@ -45,15 +47,22 @@ def _lines(comparison: Comparison, corpus: Corpus, notes: list[str]) -> Iterator
     for note in notes:
         yield f"{note}"
     yield ""
-    names = [run.name for run in comparison.runs]
-    yield "| metric | " + " | ".join(names) + " |"
-    yield "|---" * (len(names) + 1) + "|"
-    for metric in comparison.runs[0].metrics:
-        yield f"| {metric} | " + " | ".join(_percent(run.metrics[metric]) for run in comparison.runs) + " |"
-    yield "| depth K | " + " | ".join(str(run.depth) for run in comparison.runs) + " |"
-    yield "| right page among K, missed by Hit@5 | " + " | ".join(f"{run.gap:.4f}" for run in comparison.runs) + " |"
+    yield from _table(comparison.runs)
     for pair in comparison.pairs:
         yield from _pair_lines(pair, corpus, "Hit@5" in comparison.left_out)
+
+
+def _table(runs: Sequence[RunSummary]) -> Iterator[str]:
+    # Of a list of five nothing is left below the fifth place.
+    gaps = [f"{run.gap:.4f}" if run.depth > 5 else "-" for run in runs]
+    rows = [["metric", *(run.name for run in runs)]]
+    rows += [[metric, *(_percent(run.metrics[metric]) for run in runs)] for metric in runs[0].metrics]
+    rows += [["depth K", *(str(run.depth) for run in runs)], ["right page among K, missed by Hit@5", *gaps]]
+    if len(runs) > _WIDEST:
+        rows = [list(row) for row in zip(*rows, strict=True)]
+    yield f"| {' | '.join(rows[0])} |"
+    yield "|---" * len(rows[0]) + "|"
+    yield from (f"| {' | '.join(row)} |" for row in rows[1:])
 
 
 def gain_lines(comparison: Comparison, metrics: Sequence[str] = ("Hit@1", "Hit@5", "MRR@10")) -> Iterator[str]:

@@ -83,7 +83,7 @@ class PairedComparison:
     """Before -> after.
 
     Attributes:
-        worst_losses: at most twenty, by how far the first relevant document fell.
+        worst_losses: at most twenty, by how far the first relevant document fell within the depth of both runs.
         labels_needed: labelled questions at which 3 points of Hit@5 would show; ``None`` where the two runs hit the
             same questions, or Hit@5 is left out.
     """
@@ -160,7 +160,9 @@ def compare(runs: Sequence[Run], corpus: Corpus, queries: Queries, qrels: Qrels)
         differences = tuple(
             Difference(d.metric, d.change, d.test, d.p, next(adjusted), d.wins, d.losses, d.ties) for d in raw[run.name]
         )
-        losses = _worst_losses(before, run, corpus, queries, qrels, ranks)
+        # Below the end of the shorter list nothing is known of it: no page can be said to have fallen there.
+        depth = min(before.depth, run.depth)
+        losses = _worst_losses(before.cut(depth), run.cut(depth), corpus, queries, qrels)
         needed = labels_needed(hits[before.name], hits[run.name], POINTS_TO_SHOW) if "Hit@5" not in left_out else None
         pairs.append(PairedComparison(before.name, run.name, differences, losses, needed))
     return Comparison(len(labelled), len(queries) - len(labelled), summaries, tuple(pairs), ranks, left_out)
@@ -205,10 +207,9 @@ def _differences(before: Mapping[str, Values], after: Mapping[str, Values]) -> l
     return found
 
 
-def _worst_losses(
-    before: Run, after: Run, corpus: Corpus, queries: Queries, qrels: Qrels, ranks: Mapping[str, np.ndarray]
-) -> tuple[Loss, ...]:
+def _worst_losses(before: Run, after: Run, corpus: Corpus, queries: Queries, qrels: Qrels) -> tuple[Loss, ...]:
     labelled = [i for i, query_id in enumerate(queries.query_ids) if query_id in qrels.relevant]
+    ranks = {run.name: first_relevant_ranks(run, corpus, qrels) for run in (before, after)}
     old, new = (np.where(ranks[run.name] == 0, np.inf, ranks[run.name]) for run in (before, after))
     fall = np.where(old < new, 1 / old - 1 / new, 0.0)
     losses = []

@@ -82,6 +82,25 @@ def test_the_worst_loss_in_full() -> None:
     ]
 
 
+def test_below_the_end_of_a_shorter_list_nothing_is_lost() -> None:
+    # q1 has its right page sixth in BEFORE; a list of five says nothing of a sixth place.
+    five = make_run("five", [rows[:5] for rows in BEFORE.doc_rows.tolist()])
+    (pair,) = compare([BEFORE, five], CORPUS, QUERIES, QRELS).pairs
+    assert pair.worst_losses == ()
+    text = markdown(compare([BEFORE, five], CORPUS, QUERIES, QRELS), CORPUS, [])
+    assert "| right page among K, missed by Hit@5 | 0.3333 | - |" in text
+
+
+def test_many_runs_stand_below_each_other() -> None:
+    names = [f"run {i}" for i in range(6)]
+    text = markdown(
+        compare([make_run(name, BEFORE.doc_rows.tolist()) for name in names], CORPUS, QUERIES, QRELS), CORPUS, []
+    )
+    table = [line for line in text.splitlines() if line.startswith("| ")][:7]
+    assert table[0].startswith("| metric | Hit@1 | Hit@5 |")
+    assert [line.split(" | ")[0] for line in table[1:]] == [f"| {name}" for name in names]
+
+
 def test_equal_runs_show_nothing() -> None:
     same = Run("again", BEFORE.query_ids, BEFORE.doc_rows, BEFORE.scores, CORPUS.fingerprint)
     (pair,) = compare([BEFORE, same], CORPUS, QUERIES, QRELS).pairs

@@ -117,6 +117,12 @@ def test_what_cannot_be_compared(project: Project, flags: list[str], complaint: 
     assert [path.name for path in (project.data / "results").iterdir()] == ["rerank-off"]
 
 
+def test_a_run_over_the_first_questions_names_the_limit(project: Project) -> None:
+    project.run("03_run_search", "--no-rerank", "--limit", "2")
+    with pytest.raises(UserError, match=r"made over the first 2 of these \d+ questions .* Add --limit 2"):
+        project.run("05_compare", "rerank-off", "fused")
+
+
 def test_a_submission_over_other_data(project: Project, tmp_path: Path) -> None:
     project.run("03_run_search", "--no-rerank")
     other = tmp_path / "other.csv"
