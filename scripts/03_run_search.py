@@ -138,7 +138,9 @@ def _run(settings: Settings, flags: argparse.Namespace) -> None:
         raise UserError(f"--fit-fusion needs labels, but there are none at {inputs.no_labels}. Leave it out, or label.")
     indices = index_plan(settings, encoders, pick_device(settings.device))
     plan = search_plan(settings, flags, rerankers)
-    labels = f"{len(qrels)} labelled questions" if qrels is not None else f"none ({inputs.no_labels})"
+    labels = f"none ({inputs.no_labels})"
+    if qrels is not None:
+        labels = f"{len(qrels)} labelled question{'' if len(qrels) == 1 else 's'}"
     lines = list(plan_lines(corpus, chunks, queries, indices, plan, labels))
     for line in lines:
         log.info("%s", line)

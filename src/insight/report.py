@@ -72,7 +72,7 @@ def _hit_line(before: Evaluation, after: Evaluation, reranked: bool) -> str:
     recall = f"Recall@100 {before.metrics['Recall@100']:.4f}"
     if before.depth < 100:
         recall += f" (of {before.depth} candidates)"
-    questions = f"{after.questions:,} labelled questions"
+    questions = f"{after.questions:,} labelled question{'' if after.questions == 1 else 's'}"
     if not reranked:
         return f"Hit@5: {hit:.4f} (reranking off; {recall}; {questions})"
     return f"Hit@5: {hit:.4f} (before reranking {base:.4f}, {100 * (hit - base):+.2f} points; {recall}; {questions})"

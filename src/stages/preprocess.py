@@ -3,6 +3,7 @@
 import csv
 import difflib
 import io
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from src.core.types import Chunks, Corpus, Qrels, Queries
 # What Excel and LibreOffice take for a formula at the beginning of a cell (OWASP, "CSV Injection").
 _FORMULA = re.compile(r"[=+@\t\r]|-(?!\d+$)")
 _NOT_A_TEXT = frozenset({"", "nan", "NaN"})
+
+log = logging.getLogger(__name__)
 
 
 def decode(path: Path) -> str:
@@ -48,12 +51,14 @@ def decode(path: Path) -> str:
                 f"{path}: broken UTF-8 at byte {utf8_error.start} (0x{data[utf8_error.start]:02x}). Save it as UTF-8."
             ) from utf8_error
         try:
-            return data.decode("cp1251")
+            text = data.decode("cp1251")
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{path}: neither UTF-8 (byte {utf8_error.start}) nor Windows-1251 (byte {error.start}). "
                 "Save it as UTF-8."
             ) from error
+        log.info("%s: not UTF-8 (byte %d), read as Windows-1251", path, utf8_error.start)
+        return text
 
 
 def _mostly_utf8(data: bytes) -> bool:

@@ -93,4 +93,4 @@ def test_labels_in_raw_count_beside_prepared_questions(project: Project) -> None
     kept = [line for line in before if line.split(",")[0] in {"q_id", first}]
     (raw / "qrels.csv").write_text("\n".join(kept) + "\n", encoding="utf-8")
     lines = project.run("03_run_search", "--no-rerank")
-    assert any("Labels: 1 labelled questions" in line for line in lines)
+    assert any("Labels: 1 labelled question" in line for line in lines)

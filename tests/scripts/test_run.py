@@ -382,7 +382,7 @@ def test_flags_pick_other_files(project: Project, tmp_path: Path) -> None:
     assert [row[0] for row in project.rows()[1:]] == ["a"]
     labels = write_csv(tmp_path / "l.csv", "q_id,web_id", ["a,11"])
     lines = project.run("03_run_search", "--no-rerank", "--questions", str(questions), "--labels", str(labels))
-    assert "1 labelled questions" in starting(lines, "Hit@5: ")
+    assert "1 labelled question)" in starting(lines, "Hit@5: ")
 
 
 def test_the_stand_in_is_repeated_beside_the_figure(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

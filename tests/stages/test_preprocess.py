@@ -32,6 +32,14 @@ def test_encodings_and_line_ends(tmp_path: Path, encoding: str, newline: str) ->
     assert corpus.texts == ("", "Текст", 'Строка "один"\nстрока два')
 
 
+def test_windows_1251_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    path = write_csv(tmp_path / "c.csv", HEADER, ["1,u,k,Вклад,Текст"], "cp1251", "\n")
+    read_corpus(path, CORPUS)
+    # The header is 26 bytes with its line end, and "1,u,k," are six more.
+    assert f"{path}: not UTF-8 (byte {len(HEADER) + 1 + 6}), read as Windows-1251" in caplog.messages
+
+
 def test_empty_lines_are_no_rows(tmp_path: Path) -> None:
     path = tmp_path / "c.csv"
     path.write_text('\nweb_id, title, text\n\n1, "a, b","x\n\ny"\n  \n2,,\n\n', encoding="utf-8")
