@@ -92,7 +92,7 @@ def _labelled(flags: argparse.Namespace, settings: Settings, resolver: ModelReso
     found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, Profiler(), progress_bar)
     candidates = found.fused.cut(flags.cv_candidates)
     read = PassageTexts.of(corpus, chunks, found.passages[:, : candidates.depth])
-    return LabelledCandidates(queries, qrels, candidates, corpus, read.texts, read.rows)
+    return LabelledCandidates(queries, qrels, candidates, corpus, read.texts, read.rows(range(len(queries))))
 
 
 def _split(sources: Sequence[Source], share: float, seed: int) -> tuple[list[Source], list[Example]]:

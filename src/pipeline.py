@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from src.core.artifacts import fingerprint
 from src.core.pair_scores import PairScores
 from src.core.storage import DataFolder, save_run
@@ -22,7 +24,7 @@ from src.models.resolve import ResolvedModel
 from src.quality.evaluate import Evaluation, evaluate
 from src.quality.fit import BlendFit, FusionFit, fit_blend
 from src.retrieval import Retrieval, SearchPlan, retrieve
-from src.stages.rerank import CandidateScorer, PassageTexts, blend, combine_scores, unchanged
+from src.stages.rerank import CandidateScorer, PassageTexts, blend_in_blocks, combine_scores, unchanged
 from src.stages.submit import check_depth, write_submission
 from src.stages.variants import QueryVariants, merge_wordings, questions_to_read
 
@@ -76,7 +78,7 @@ def rerank_candidates(
     scores = candidate_scores(data, corpus, chunks, queries, found, plan, device, profiler, bars)
 
     def blended(weight: float) -> Run:
-        return blend(candidates, scores, weight, "rerank-on")
+        return blend_in_blocks(candidates, scores, weight, "rerank-on", found.spool)
 
     if plan.fit_blend and qrels is not None:
         return fit_blend(candidates, plan.blend_weight, blended, corpus, qrels)
@@ -115,7 +117,13 @@ def candidate_scores(
         _model_scores(model, data, corpus, chunks, queries, found, plan, device, profiler, bars, load_first, read_only)
         for model, _ in plan.rerankers
     ]
-    return combine_scores(found.fused.cut(plan.candidate_k), scores, [weight for _, weight in plan.rerankers])
+    if len(scores) == 1:
+        return scores[0]
+    candidates, weights = found.fused.cut(plan.candidate_k), [weight for _, weight in plan.rerankers]
+    return found.spool.filled(
+        len(queries), (candidates.depth,), np.float32,
+        lambda rows: combine_scores(candidates.part(rows), [part[rows] for part in scores], weights),
+    )  # fmt: skip
 
 
 def _model_scores(
@@ -145,14 +153,15 @@ def _model_scores(
             )  # fmt: skip
         kept = kept_pair_scores(data, model, scorer, plan.fresh, read_only)
     with profiler.stage("tokenise") as stage:
-        passages = PassageTexts.of(corpus, chunks, found.passages[owners, : candidates.depth])
+        chosen = found.passages[:, : candidates.depth]
+        passages = PassageTexts.of(corpus, chunks, chosen if len(owners) == len(chosen) else chosen[owners])
         # A block is what a kill costs: seconds of work, yet enough batches for every core.
         block = max(4, plan.cpu.threads) if device == "cpu" else 16
         reranker = CandidateScorer(scorer, passages, kept, block)
         tables = reranker.tokenize(queries)
         stage.items, stage.unit = len(queries) + len(passages.texts), "texts"
     with profiler.stage("rerank", unit="pairs") as stage, bars("Processing queries", len(queries)) as progress:
-        scores = reranker.pair_scores(queries, candidates, progress, tables)
+        scores = reranker.pair_scores(queries, candidates, progress, tables, found.spool)
         shape = ModelShape.of(model.directory)
         stage.items, stage.tokens, stage.arithmetic = reranker.scored, reranker.tokens, scorer.arithmetic
         stage.flops = 0.0 if shape is None else shape.flops(reranker.tokens, reranker.squared_tokens)

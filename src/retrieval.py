@@ -11,8 +11,9 @@ import numpy as np
 
 from src.core.artifacts import require_current
 from src.core.errors import StaleArtifactError
+from src.core.spool import Spool, blocks
 from src.core.storage import DataFolder, load_token_vectors, load_vectors
-from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Rows, Run, TokenVectors
+from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Rows, Run, TokenVectors, offsets_of
 from src.engine.devices import CpuEngine, Precision
 from src.indexing import (
     BUILD_COMMAND,
@@ -33,7 +34,7 @@ from src.quality.fit import FusionFit, fit_fusion
 from src.stages.fuse import Method, Weighted, fuse, fuse_wordings
 from src.stages.index import Bm25Index, FaissIndex
 from src.stages.late_interaction import late_scores, late_scores_in_blocks
-from src.stages.rerank import blend
+from src.stages.rerank import blend_in_blocks
 from src.stages.retrieve import best_chunks, dense_run, first_chunks, lexical_run
 from src.stages.variants import QueryVariants, RerankerQuery
 
@@ -100,6 +101,7 @@ class Retrieval:
         late: the fused run as it was before late interaction, and float32 [Q, K], the score that late interaction gave
             each of its candidates; ``None`` where that is off.
         variants: the wordings that were searched beside the questions.
+        spool: where what is made of every question lies.
     """
 
     runs: tuple[Run, ...]
@@ -109,6 +111,7 @@ class Retrieval:
     fit: FusionFit | None = None
     late: tuple[Run, Floats] | None = None
     variants: QueryVariants = field(default_factory=QueryVariants)
+    spool: Spool = field(default_factory=Spool)
 
 
 def retrieve(
@@ -135,6 +138,7 @@ def retrieve(
     """
     weighted: list[Weighted] = []
     variants = variants or QueryVariants()
+    spool = Spool(data.runs)
     asked = variants.asked(queries)
     chunk_choice: tuple[Floats, Floats] | None = None
     query_vectors: dict[QueryKey, Floats] = {}
@@ -146,6 +150,9 @@ def retrieve(
     def units_by(unit: str) -> Units:
         return units_of(corpus, chunks, unit)
 
+    def add(item: Weighted) -> None:
+        weighted.append(_of_questions(item, queries, variants, plan, spool))
+
     for encoder in indices.encoders:
         units = units_by(encoder.unit)
         with profiler.stage("load"):
@@ -155,56 +162,74 @@ def retrieve(
             index = _load_faiss(data.index(encoder.name) / "index.faiss", len(units.texts), indices.device)
         key = _query_key(encoder)
         if key not in query_vectors:
-            query_vectors[key], tokens = _encode_queries(encoder, asked, indices, profiler, bars, key == late_key)
-            question_tokens = question_tokens or tokens
-        depth = plan.depth_chunks if encoder.unit == "chunk" else plan.depth_documents
-        with profiler.stage("dense search", len(asked), "questions"):
-            run = dense_run(
-                encoder.name, index, query_vectors[key], units.docs, asked, corpus, depth, plan.depth_documents
+            query_vectors[key], tokens = _encode_queries(
+                encoder, asked, indices, profiler, bars, key == late_key, spool
             )
-        weighted.append(_of_questions(Weighted(run, encoder.weight), queries, variants, plan))
+            question_tokens = question_tokens or tokens
+        with profiler.stage("dense search", len(asked), "questions"):
+            add(_dense(encoder, index, query_vectors[key], units, asked, corpus, plan, spool))
         if encoder.unit == "chunk" and chunk_choice is None:
             vectors = load_vectors(data.embeddings(encoder.name), len(chunks), BUILD_COMMAND)
             chunk_choice = (query_vectors[key][: len(queries)], vectors)
     for unit in indices.bm25_units:
-        item = _lexical(data, corpus, units_by(unit), asked, indices, plan, unit, profiler)
-        weighted.append(_of_questions(item, queries, variants, plan))
+        add(_lexical(data, corpus, units_by(unit), asked, indices, plan, unit, profiler, spool))
     with profiler.stage("fusion", len(queries), "questions"):
         depth = max(plan.candidate_k, plan.top_k)
         if plan.fit_fusion and qrels is not None:
-            fused, fit = _fused_by_labels(weighted, plan, depth, corpus, qrels)
+            fused, fit = _fused_by_labels(weighted, plan, depth, corpus, qrels, spool)
         else:
-            fused, fit = fuse(weighted, plan.fusion, plan.rrf_k, depth), None
-        passages = choose_passages(fused, chunks, chunk_choice, plan.passage_choice, plan.passages_per_document)
+            fused, fit = _fused(weighted, plan.fusion, plan.rrf_k, depth, spool), None
+        passages = _passages(fused, chunks, chunk_choice, plan, spool)
     before_late = None
     if late is not None and question_tokens is not None:
-        scores = _late_scores(data, units_by("chunk"), question_tokens, passages, late, indices, profiler, bars)
-        before, fused = fused, blend(fused, scores, plan.late_weight, "fused")
-        passages = follow_documents(passages, before, fused)
+        scores = _late_scores(data, units_by("chunk"), question_tokens, passages, late, indices, profiler, bars, spool)
+        before, fused = fused, blend_in_blocks(fused, scores, plan.late_weight, "fused", spool)
+        passages = _following(passages, before, fused, spool)
         before_late = before, scores
     return Retrieval(
-        tuple(item.run for item in weighted), fused, passages, chunk_choice, fit, before_late, variants
+        tuple(item.run for item in weighted), fused, passages, chunk_choice, fit, before_late, variants, spool
     )  # fmt: skip
 
 
-def _of_questions(item: Weighted, queries: Queries, variants: QueryVariants, plan: SearchPlan) -> Weighted:
+def _of_questions(
+    item: Weighted, queries: Queries, variants: QueryVariants, plan: SearchPlan, spool: Spool
+) -> Weighted:
     """The run of one index over questions and variants becomes a run over the questions."""
-    run = fuse_wordings(
-        item.run, len(queries), variants.owners, plan.variant_weight, plan.fusion, plan.rrf_k, item.absent_is_zero
-    )
-    return replace(item, run=run)
+    if not len(variants):
+        return item
+    run = item.run
+
+    def made(rows: slice) -> Run:
+        first, last = np.searchsorted(variants.owners, [rows.start, rows.stop]).tolist()
+        wordings = run.picked([*range(rows.start, rows.stop), *range(len(queries) + first, len(queries) + last)])
+        owners = variants.owners[first:last] - np.int32(rows.start)
+        return fuse_wordings(
+            wordings, rows.stop - rows.start, owners, plan.variant_weight, plan.fusion, plan.rrf_k, item.absent_is_zero
+        )
+
+    merged = Run.in_blocks(run.name, queries.query_ids, run.depth, run.corpus_fingerprint, spool, made)
+    return replace(item, run=merged)
 
 
 def _fused_by_labels(
-    weighted: Sequence[Weighted], plan: SearchPlan, depth: int, corpus: Corpus, qrels: Qrels
+    weighted: Sequence[Weighted], plan: SearchPlan, depth: int, corpus: Corpus, qrels: Qrels, spool: Spool
 ) -> tuple[Run, FusionFit]:
     """The fused run with fitted weights: a labelled question gets those that were fitted without it."""
 
     def fused(method: Method, weights: Sequence[float]) -> Run:
         items = [replace(item, weight=weight) for item, weight in zip(weighted, weights, strict=True)]
-        return fuse(items, method, plan.rrf_k, depth)
+        return _fused(items, method, plan.rrf_k, depth, spool)
 
     return fit_fusion(plan.fusion, [item.weight for item in weighted], fused, corpus, qrels)
+
+
+def _fused(weighted: Sequence[Weighted], method: Method, rrf_k: int, depth: int, spool: Spool) -> Run:
+    first = weighted[0].run
+
+    def made(rows: slice) -> Run:
+        return fuse([replace(item, run=item.run.part(rows)) for item in weighted], method, rrf_k, depth)
+
+    return Run.in_blocks("fused", first.query_ids, depth, first.corpus_fingerprint, spool, made)
 
 
 def _query_key(encoder: EncoderPlan) -> QueryKey:
@@ -231,12 +256,27 @@ def choose_passages(
     return best_chunks(run, chunks, *nearest, count)
 
 
+def _passages(run: Run, chunks: Chunks, nearest: tuple[Floats, Floats] | None, plan: SearchPlan, spool: Spool) -> Rows:
+    def made(rows: slice) -> Rows:
+        near = None if nearest is None else (nearest[0][rows], nearest[1])
+        return choose_passages(run.part(rows), chunks, near, plan.passage_choice, plan.passages_per_document)
+
+    return spool.filled(len(run.query_ids), (run.depth, plan.passages_per_document), np.int32, made)
+
+
 def follow_documents(passages: Rows, before: Run, after: Run) -> Rows:
     """Passages of the candidates of ``before``, int32 [Q, K, m], in the order in which ``after`` has the documents."""
     old, new = (np.argsort(run.doc_rows, axis=1, kind="stable") for run in (before, after))
     places = np.empty_like(old)
     np.put_along_axis(places, new, old, axis=1)
     return np.take_along_axis(passages, places[:, :, None], axis=1)
+
+
+def _following(passages: Rows, before: Run, after: Run, spool: Spool) -> Rows:
+    return spool.filled(
+        len(passages), passages.shape[1:], np.int32,
+        lambda rows: follow_documents(passages[rows], before.part(rows), after.part(rows)),
+    )  # fmt: skip
 
 
 def _late_scores(
@@ -248,6 +288,7 @@ def _late_scores(
     indices: IndexPlan,
     profiler: Profiler,
     bars: Bars,
+    spool: Spool,
 ) -> Floats:
     folder, identity = data.tokens(encoder.name), embedding_identity(indices, encoder, units)
     stage, bar = profiler.stage("late interaction", len(passages), "questions"), bars("Late interaction", len(passages))
@@ -255,7 +296,10 @@ def _late_scores(
         require_current(folder, TOKENS, *identity, fix=BUILD_COMMAND)
         tokens = load_token_vectors(folder, len(units.texts), BUILD_COMMAND)
         with stage, bar as progress:
-            return late_scores(questions, tokens, passages, progress)
+            return spool.filled(
+                len(passages), passages.shape[1:2], np.float32,
+                lambda rows: late_scores(questions.part(rows), tokens, passages[rows], progress),
+            )  # fmt: skip
     log.info("Token vectors were too large to be kept: those of the candidates are made now")
     model = load_encoder(encoder, indices)
     widest = 2 * model.token_dimension * indices.max_tokens
@@ -263,8 +307,12 @@ def _late_scores(
     def encode(rows: Rows) -> TokenVectors:
         return model.encode_tokens([units.texts[row] for row in rows.tolist()], "document", indices.batch_size)[1]
 
+    most = max(1, indices.token_bytes // widest)
     with stage, bar as progress:
-        return late_scores_in_blocks(questions, passages, encode, max(1, indices.token_bytes // widest), progress)
+        return spool.filled(
+            len(passages), passages.shape[1:2], np.float32,
+            lambda rows: late_scores_in_blocks(questions.part(rows), passages[rows], encode, most, progress),
+        )  # fmt: skip
 
 
 def _load_faiss(path: Path, units: int, device: str) -> FaissIndex:
@@ -278,14 +326,50 @@ def _load_faiss(path: Path, units: int, device: str) -> FaissIndex:
 
 
 def _encode_queries(
-    encoder: EncoderPlan, queries: Queries, indices: IndexPlan, profiler: Profiler, bars: Bars, by_token: bool
+    encoder: EncoderPlan,
+    queries: Queries,
+    indices: IndexPlan,
+    profiler: Profiler,
+    bars: Bars,
+    by_token: bool,
+    spool: Spool,
 ) -> tuple[Floats, TokenVectors | None]:
     with profiler.stage("load"):
         model = load_encoder(encoder, indices)
     with profiler.stage("encode", len(queries), "questions"), bars("Encoding questions", len(queries)) as progress:
-        if by_token:
-            return model.encode_tokens(queries.texts, "query", indices.batch_size, progress)
-        return model.encode(queries.texts, "query", indices.batch_size, progress), None
+        vectors = spool.array((len(queries), model.dimension), np.float32)
+        if not by_token:
+            for rows in blocks(len(queries)):
+                vectors[rows] = model.encode(queries.texts[rows], "query", indices.batch_size, progress)
+            return vectors, None
+        counts = [model.token_counts(queries.texts[rows], "query") for rows in blocks(len(queries))]
+        offsets = offsets_of(np.concatenate(counts))
+        values = spool.array((int(offsets[-1]), model.token_dimension), np.float16)
+        for rows in blocks(len(queries)):
+            vectors[rows], tokens = model.encode_tokens(queries.texts[rows], "query", indices.batch_size, progress)
+            values[offsets[rows.start] : offsets[rows.stop]] = tokens.values
+    return vectors, TokenVectors(values, offsets)
+
+
+def _dense(
+    encoder: EncoderPlan,
+    index: FaissIndex,
+    vectors: Floats,
+    units: Units,
+    queries: Queries,
+    corpus: Corpus,
+    plan: SearchPlan,
+    spool: Spool,
+) -> Weighted:
+    name, depth = encoder.name, plan.depth_chunks if encoder.unit == "chunk" else plan.depth_documents
+
+    def made(rows: slice) -> Run:
+        return dense_run(
+            name, index, vectors[rows], units.docs, queries.part(rows), corpus, depth, plan.depth_documents
+        )
+
+    run = Run.in_blocks(name, queries.query_ids, plan.depth_documents, corpus.fingerprint, spool, made)
+    return Weighted(run, encoder.weight)
 
 
 def _lexical(
@@ -297,6 +381,7 @@ def _lexical(
     plan: SearchPlan,
     unit: str,
     profiler: Profiler,
+    spool: Spool,
 ) -> Weighted:
     folder = data.index(f"bm25-{unit}")
     with profiler.stage("load"):
@@ -305,7 +390,11 @@ def _lexical(
             index = Bm25Index.load(folder)
         except (OSError, ValueError, KeyError) as error:
             raise StaleArtifactError(f"{folder}: cannot be read ({error}). Run: {BUILD_COMMAND}") from error
-    depth = plan.depth_chunks if unit == "chunk" else plan.depth_bm25
+    name, depth = f"bm25-{unit}", plan.depth_chunks if unit == "chunk" else plan.depth_bm25
+
+    def made(rows: slice) -> Run:
+        return lexical_run(name, index, units.docs, queries.part(rows), corpus, depth, plan.depth_bm25)
+
     with profiler.stage("BM25", len(queries), "questions"):
-        run = lexical_run(f"bm25-{unit}", index, units.docs, queries, corpus, depth, plan.depth_bm25)
+        run = Run.in_blocks(name, queries.query_ids, plan.depth_bm25, corpus.fingerprint, spool, made)
     return Weighted(run, plan.bm25_weights[unit], absent_is_zero=True)

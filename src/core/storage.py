@@ -20,10 +20,10 @@ from src.core.artifacts import (
     save_manifest,
 )
 from src.core.errors import StaleArtifactError
+from src.core.spool import blocks
 from src.core.types import PAD, Chunks, Corpus, Floats, Qrels, Queries, Run, TokenVectors, offsets_of
 
 _RUN_SCHEMA = pa.schema([("q_id", pa.string()), ("web_id", pa.string()), ("rank", pa.int32()), ("score", pa.float32())])
-_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -239,10 +239,10 @@ def save_run(folder: Path, run: Run, corpus: Corpus, manifest_extra: Mapping[str
     rows = 0
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, _RUN_SCHEMA, compression="zstd") as writer:
         # In blocks: as columns of strings a run is many times what it is as rows.
-        for start in range(0, max(1, len(run.query_ids)), _BLOCK):
-            doc_rows, scores = run.doc_rows[start : start + _BLOCK], run.scores[start : start + _BLOCK]
+        for part in blocks(len(run.query_ids)):
+            doc_rows, scores = run.doc_rows[part], run.scores[part]
             filled = doc_rows != PAD
-            questions = np.repeat(np.array(run.query_ids[start : start + _BLOCK], dtype=object), filled.sum(axis=1))
+            questions = np.repeat(np.array(run.query_ids[part], dtype=object), filled.sum(axis=1))
             ranks = np.broadcast_to(np.arange(1, run.depth + 1, dtype=np.int32), doc_rows.shape)[filled]
             columns = [questions, ids[doc_rows[filled]], ranks, scores[filled]]
             arrays = [pa.array(values, kind) for values, kind in zip(columns, _RUN_SCHEMA.types, strict=True)]

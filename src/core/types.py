@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from src.core.artifacts import fingerprint_strings
 from src.core.errors import UserError
+from src.core.spool import Spool, blocks
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int32]
@@ -123,7 +124,11 @@ class Queries:
 
     def head(self, limit: int | None) -> "Queries":
         """The first ``limit`` questions; all of them where it is ``None``."""
-        return self if limit is None else Queries(self.query_ids[:limit], self.texts[:limit])
+        return self if limit is None else self.part(slice(limit))
+
+    def part(self, rows: slice) -> "Queries":
+        """Those of some rows."""
+        return Queries(self.query_ids[rows], self.texts[rows])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -150,6 +155,10 @@ class TokenVectors:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def part(self, rows: slice) -> "TokenVectors":
+        """Those of neighbouring texts, without a copy."""
+        return TokenVectors(self.values, self.offsets[rows.start : rows.stop + 1])
 
     def __getitem__(self, row: int) -> npt.NDArray[np.float16]:
         return self.values[self.offsets[row] : self.offsets[row + 1]]
@@ -195,22 +204,45 @@ class Run:
             raise ValueError(f"run {self.name}: {len(shape)}-d shapes {self.doc_rows.shape}, {self.scores.shape}")
         if self.doc_rows.dtype != np.int32 or self.scores.dtype != np.float32:
             raise ValueError(f"run {self.name}: dtypes {self.doc_rows.dtype}, {self.scores.dtype}")
-        if not np.isfinite(self.scores).all():
-            raise ValueError(f"run {self.name}: a score is not finite")
-        if shape[1] > 1:
-            self._check_rows()
+        for part in blocks(shape[0]):
+            self._check_rows(self.doc_rows[part], self.scores[part])
 
-    def _check_rows(self) -> None:
-        left, right = self.doc_rows[:, :-1], self.doc_rows[:, 1:]
+    def _check_rows(self, doc_rows: Rows, scores: Floats) -> None:
+        if not np.isfinite(scores).all():
+            raise ValueError(f"run {self.name}: a score is not finite")
+        left, right = doc_rows[:, :-1], doc_rows[:, 1:]
         filled = right != PAD
         if (filled & (left == PAD)).any():
             raise ValueError(f"run {self.name}: a gap inside a ranked list")
-        drop = self.scores[:, :-1] - self.scores[:, 1:]
+        drop = scores[:, :-1] - scores[:, 1:]
         if (filled & ((drop < 0) | ((drop == 0) & (left > right)))).any():
             raise ValueError(f"run {self.name}: a list is not in order of (-score, id)")
-        ordered = np.sort(self.doc_rows, axis=1)
+        ordered = np.sort(doc_rows, axis=1)
         if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != PAD)).any():
             raise ValueError(f"run {self.name}: a document stands twice in a list")
+
+    @classmethod
+    def in_blocks(
+        cls,
+        name: str,
+        query_ids: tuple[str, ...],
+        depth: int,
+        corpus_fingerprint: str,
+        spool: Spool,
+        made: Callable[[slice], "Run"],
+    ) -> "Run":
+        """A run whose lists are made block by block and lie in a spool.
+
+        Args:
+            depth: longest list.
+            made: rows of the questions -> the run of these alone, with lists of ``depth``.
+        """
+        doc_rows = spool.array((len(query_ids), depth), np.int32)
+        scores = spool.array((len(query_ids), depth), np.float32)
+        for rows in blocks(len(query_ids)):
+            found = made(rows)
+            doc_rows[rows], scores[rows] = found.doc_rows, found.scores
+        return cls(name, query_ids, doc_rows, scores, corpus_fingerprint)
 
     @property
     def depth(self) -> int:
@@ -219,6 +251,8 @@ class Run:
 
     def cut(self, depth: int) -> "Run":
         """The same run with lists of at most ``depth`` documents."""
+        if depth >= self.depth:
+            return self
         return Run(
             self.name,
             self.query_ids,
@@ -226,6 +260,15 @@ class Run:
             np.ascontiguousarray(self.scores[:, :depth]),
             self.corpus_fingerprint,
         )
+
+    def part(self, rows: slice) -> "Run":
+        """The lists of neighbouring rows, without a copy."""
+        return Run(self.name, self.query_ids[rows], self.doc_rows[rows], self.scores[rows], self.corpus_fingerprint)
+
+    def picked(self, rows: Sequence[int]) -> "Run":
+        """A copy of the lists of some rows, in the given order."""
+        ids, at = tuple(self.query_ids[row] for row in rows), list(rows)
+        return Run(self.name, ids, self.doc_rows[at], self.scores[at], self.corpus_fingerprint)
 
 
 def ranked(candidates: Rows, scores: Floats, depth: int) -> tuple[Rows, Floats]:

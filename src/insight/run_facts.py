@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from src.core.spool import blocks
 from src.core.text import language, words
 from src.core.types import PAD, Corpus, Qrels, Queries, Rows, Run
 from src.insight.losses import ORDER, Lost, rank_in, where_lost
@@ -69,8 +70,7 @@ def hits_of(ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 def part_of(run: Run, query_ids: Sequence[str]) -> Run:
     """The lists of some of a run's questions, in the given order."""
     place = {query_id: i for i, query_id in enumerate(run.query_ids)}
-    rows = [place[query_id] for query_id in query_ids]
-    return Run(run.name, tuple(query_ids), run.doc_rows[rows], run.scores[rows], run.corpus_fingerprint)
+    return run.picked([place[query_id] for query_id in query_ids])
 
 
 def measure(
@@ -165,9 +165,10 @@ def moved(before: Run, after: Run) -> Moved:
     old, new = before.doc_rows[:, :TOP], after.doc_rows[:, :TOP]
     filled = new != PAD
     place = np.zeros(new.shape, dtype=np.int64)
-    for column in range(before.depth):
-        match = (before.doc_rows[:, column : column + 1] == new) & filled
-        place[match] = column + 1
+    for rows in blocks(len(new)):
+        for column in range(before.depth):
+            match = (before.doc_rows[rows, column : column + 1] == new[rows]) & filled[rows]
+            place[rows][match] = column + 1
     came = (place > TOP).sum(axis=1)
     counts = {_span(a, b): int(((place >= a) & ((place <= b) | (b == 0))).sum()) for a, b in _ORIGINS}
     gap = np.full(len(new), np.inf)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from ir_measures import RR, R, ScoredDoc, Success, nDCG
 
+from src.core.spool import blocks
 from src.core.types import PAD, Corpus, Qrels, Run
 
 Values = npt.NDArray[np.float64]
@@ -63,9 +64,8 @@ def per_question(run: Run, corpus: Corpus, qrels: Qrels) -> tuple[tuple[str, ...
     names = {measure: name for name, measure in MEASURES.items()}
     values = {name: np.zeros(len(query_ids)) for name in MEASURES}
     # In blocks: the library wants an object per question and document.
-    for start in range(0, len(labelled), _BLOCK):
-        rows, ids = labelled[start : start + _BLOCK], query_ids[start : start + _BLOCK]
-        part = Run(run.name, ids, run.doc_rows[rows], run.scores[rows], run.corpus_fingerprint)
+    for rows in blocks(len(labelled), _BLOCK):
+        part, ids = run.picked(labelled[rows]), query_ids[rows]
         judged = {query_id: dict.fromkeys(qrels.relevant[query_id], 1) for query_id in ids}
         for found in ir_measures.iter_calc(list(MEASURES.values()), judged, list(_scored(part, corpus))):
             values[names[found.measure]][place[found.query_id]] = found.value

@@ -1,5 +1,6 @@
 """Rerank: a cross-encoder reads question and passage together; its scores are blended with stage one's."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ import numpy.typing as npt
 from src.core.errors import UserError
 from src.core.pace import Pace
 from src.core.pair_scores import Hashes, PairScores, hash_texts
+from src.core.spool import Spool, blocks
 from src.core.types import PAD, Chunks, Corpus, Floats, Progress, Queries, Rows, Run, passage_text, ranked
 from src.engine.pair_scorer import PairScorer, PairTooLargeError
 from src.engine.tokens import TokenTable
@@ -49,6 +51,14 @@ def blend(candidates: Run, pair_scores: Floats, weight: float, name: str) -> Run
     return Run(name, candidates.query_ids, rows, scores, candidates.corpus_fingerprint)
 
 
+def blend_in_blocks(candidates: Run, pair_scores: Floats, weight: float, name: str, spool: Spool) -> Run:
+    """As :func:`blend`; the blended run lies in a spool."""
+    return Run.in_blocks(
+        name, candidates.query_ids, candidates.depth, candidates.corpus_fingerprint, spool,
+        lambda rows: blend(candidates.part(rows), pair_scores[rows], weight, name),
+    )  # fmt: skip
+
+
 def combine_scores(candidates: Run, scores: Sequence[Floats], weights: Sequence[float]) -> Floats:
     """One score of several cross-encoders: the weighted mean of their z-scores per question; of one, its own score.
 
@@ -78,24 +88,31 @@ class PassageTexts:
 
     Attributes:
         texts: distinct passages, title included.
-        rows: int32 [Q, K, m], rows of ``texts``; -1 where there is none.
+        chosen: int32 [Q, K, m], chunks of each candidate; -1 where there is none.
+        text_of: int32 [C + 1], row of ``texts`` of each chunk; the last, which -1 finds, is -1.
     """
 
     texts: tuple[str, ...]
-    rows: Rows
+    chosen: Rows
+    text_of: Rows
 
     @classmethod
     def of(cls, corpus: Corpus, chunks: Chunks, chosen: Rows) -> "PassageTexts":
         """Texts of chosen chunks, int32 [Q, K, m], -1 where there is none."""
+        used = np.zeros(len(chunks) + 1, dtype=bool)
+        for part in blocks(len(chosen)):
+            used[chosen[part]] = True
         texts: dict[str, int] = {}
-        row_of_chunk: dict[int, int] = {}
-        for chunk in np.unique(chosen[chosen != PAD]).tolist():
+        text_of = np.full(len(chunks) + 1, PAD, dtype=np.int32)
+        for chunk in np.flatnonzero(used[:-1]).tolist():
             text = passage_text(corpus.titles[int(chunks.doc_rows[chunk])], chunks.text(corpus, chunk))
-            row_of_chunk[chunk] = texts.setdefault(text, len(texts))
-        lookup = np.full(len(chunks) + 1, PAD, dtype=np.int32)
-        for chunk, row in row_of_chunk.items():
-            lookup[chunk] = row
-        return cls(tuple(texts), lookup[chosen])
+            text_of[chunk] = texts.setdefault(text, len(texts))
+        return cls(tuple(texts), chosen, text_of)
+
+    def rows(self, questions: Sequence[int]) -> Rows:
+        """Rows of ``texts`` of the candidates of some questions, int32 [n, K, m]; -1 where there is none."""
+        found: Rows = self.text_of[self.chosen[list(questions)]]
+        return found
 
 
 class CandidateScorer:
@@ -156,32 +173,35 @@ class CandidateScorer:
         candidates: Run,
         progress: Progress | None = None,
         tables: tuple[TokenTable, TokenTable] | None = None,
+        spool: Spool | None = None,
     ) -> Floats:
         """The cross-encoder's own score of each candidate, float32 [Q, K]; equal questions are scored once.
 
         Args:
+            spool: where the scores lie.
             progress: is told how many questions' worth of the work is done, by the tokens that are still to be read:
                 questions differ in length, and kept scores cost nothing.
         """
         questions, passages = tables or self.tokenize(queries)
         self.query_ids = queries.query_ids
         hashes = (hash_texts(queries.texts), hash_texts(self.passages.texts)) if self.kept is not None else None
-        scores = np.zeros(candidates.doc_rows.shape, dtype=np.float32)
+        spool = spool or Spool()
+        scores: Floats = spool.array(candidates.doc_rows.shape, np.float32)
         groups = _equal_rows(queries.texts, candidates)
         done = self._shares_done(questions, passages, groups, hashes)
         told = 0
         pace = Pace(self.save_seconds)
         try:
-            for start in range(0, len(groups), self.block):
-                part = groups[start : start + self.block]
+            for rows in blocks(len(groups), self.block):
+                part = groups[rows]
                 best = self._score_block(questions, passages, [group[0] for group in part], hashes)
                 for values, group in zip(best, part, strict=True):
-                    scores[group] = values
+                    scores[list(group)] = values
                 if self.kept is not None and pace.due:
                     with pace.saving():
                         self.kept.save()
                 if progress is not None:
-                    worth = round(float(done[start + len(part) - 1]) * len(queries))
+                    worth = round(float(done[rows.stop - 1]) * len(queries))
                     progress(worth - told)
                     told = worth
         finally:
@@ -198,13 +218,13 @@ class CandidateScorer:
     ) -> npt.NDArray[np.float64]:
         """Share of the tokens to be read that is read after each group, float64 [groups], rising to 1."""
         cost = np.zeros(len(groups))
-        for start in range(0, len(groups), self.block):
-            leaders = [group[0] for group in groups[start : start + self.block]]
+        for rows in blocks(len(groups), self.block):
+            leaders = [group[0] for group in groups[rows]]
             present, pairs = self._pairs_of(leaders)
             tokens = self.scorer.pair_lengths(questions, passages, pairs)
             if self.kept is not None and len(self.kept) and hashes is not None:
                 tokens = tokens * np.isnan(self.kept.lookup(hashes[0][pairs[:, 0]], hashes[1][pairs[:, 1]]))
-            cost[start : start + len(leaders)] = np.bincount(np.nonzero(present)[0], tokens, len(leaders))
+            cost[rows] = np.bincount(np.nonzero(present)[0], tokens, len(leaders))
         total = float(cost.sum())
         if total == 0.0:
             cost, total = np.ones(len(groups)), float(len(groups))
@@ -212,7 +232,7 @@ class CandidateScorer:
 
     def _pairs_of(self, leaders: Sequence[int]) -> tuple[npt.NDArray[np.bool_], Rows]:
         """Where some questions have passages, bool [len(leaders), K, m], and the pairs there, int32 [P, 2]."""
-        rows = self.passages.rows[list(leaders)]
+        rows = self.passages.rows(leaders)
         present = rows != PAD
         owners = np.broadcast_to(np.array(leaders, dtype=np.int32)[:, None, None], rows.shape)
         return present, np.stack([owners[present], rows[present]], axis=1)
@@ -265,9 +285,18 @@ class CandidateScorer:
             ) from error
 
 
-def _equal_rows(texts: Sequence[str], candidates: Run) -> list[list[int]]:
+def _equal_rows(texts: Sequence[str], candidates: Run) -> list[tuple[int, ...]]:
     """Numbers of the questions, grouped where text and candidates are equal."""
-    groups: dict[tuple[str, bytes], list[int]] = {}
+    asked = Counter(texts)
+    repeated: dict[tuple[str, bytes], int] = {}
+    groups: list[tuple[int, ...]] = []
     for i, text in enumerate(texts):
-        groups.setdefault((text, candidates.doc_rows[i].tobytes()), []).append(i)
-    return list(groups.values())
+        if asked[text] == 1:
+            groups.append((i,))
+            continue
+        place = repeated.setdefault((text, candidates.doc_rows[i].tobytes()), len(groups))
+        if place == len(groups):
+            groups.append((i,))
+        else:
+            groups[place] += (i,)
+    return groups

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TextIO
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from src.core.artifacts import atomic_path
 from src.core.errors import UserError
+from src.core.spool import blocks
 from src.core.types import PAD, Corpus, Queries, Run
 
 HEADER = ("q_id", "web_list")
@@ -47,21 +49,25 @@ def write_submission(path: Path, run: Run, queries: Queries, corpus: Corpus, top
     """
     if run.query_ids != queries.query_ids:
         raise ValueError("the run is of other questions")
-    lists: list[list[str]] = []
-    for query_id, rows in zip(run.query_ids, run.doc_rows[:, :top_k], strict=True):
-        found = [corpus.doc_ids[row] for row in rows.tolist() if row != PAD]
-        if len(found) < top_k:
-            raise UserError(
-                f"question {query_id!r}: stage one found {len(found)} documents, TOP_K = {top_k} are needed. "
-                "Add an encoder to ENCODERS, or check how many documents have any text."
-            )
-        lists.append(found)
     with atomic_path(path) as temporary:
         with temporary.open("w", encoding="utf-8", newline="") as handle:
             writer = csv.writer(handle, lineterminator="\n")
             writer.writerow(HEADER)
-            writer.writerows((q, format_id_list(ids)) for q, ids in zip(run.query_ids, lists, strict=True))
-        _check(temporary, path, run.query_ids, lists, corpus)
+            writer.writerows((query_id, format_id_list(ids)) for query_id, ids in _lists(run, corpus, top_k))
+        _check(temporary, path, run, corpus, top_k)
+
+
+def _lists(run: Run, corpus: Corpus, top_k: int) -> Iterator[tuple[str, list[str]]]:
+    """Each question's id and its first ``top_k`` documents."""
+    for part in blocks(len(run.query_ids)):
+        for query_id, rows in zip(run.query_ids[part], run.doc_rows[part, :top_k].tolist(), strict=True):
+            found = [corpus.doc_ids[row] for row in rows if row != PAD]
+            if len(found) < top_k:
+                raise UserError(
+                    f"question {query_id!r}: stage one found {len(found)} documents, TOP_K = {top_k} are needed. "
+                    "Add an encoder to ENCODERS, or check how many documents have any text."
+                )
+            yield query_id, found
 
 
 def read_submission(path: Path, name: str, queries: Queries, corpus: Corpus) -> Run:
@@ -121,15 +127,19 @@ def _rows(path: Path, handle: TextIO) -> Iterator[tuple[int, str, list[str]]]:
         ) from error
 
 
-def _check(written: Path, path: Path, query_ids: Sequence[str], lists: Sequence[Sequence[str]], corpus: Corpus) -> None:
+def _check(written: Path, path: Path, run: Run, corpus: Corpus, top_k: int) -> None:
+    number = 0
     with written.open(encoding="utf-8", newline="") as handle:
-        rows = list(csv.reader(handle))
-    if tuple(rows[0]) != HEADER or len(rows) != len(query_ids) + 1:
-        raise UserError(f"{path}: read back {len(rows) - 1} rows, {len(query_ids)} expected. Nothing was replaced.")
-    for number, (row, query_id, wanted) in enumerate(zip(rows[1:], query_ids, lists, strict=True), start=1):
-        found = [str(item) for item in json.loads(row[1])]
-        distinct = len(set(found)) == len(found) and all(item in corpus.row_of for item in found)
-        if row[0] != query_id or found != list(wanted) or not distinct:
-            raise UserError(
-                f"{path}, row {number}: read back {row}, expected {query_id} {wanted}. Nothing was replaced."
-            )
+        table = csv.reader(handle)
+        header = tuple(next(table, []))
+        for number, (row, (query_id, wanted)) in enumerate(
+            zip_longest(table, _lists(run, corpus, top_k), fillvalue=("", ())), start=1
+        ):
+            found = [str(item) for item in json.loads(row[1])] if len(row) == 2 and row[1] else []
+            distinct = len(set(found)) == len(found) and all(item in corpus.row_of for item in found)
+            if row[0] != query_id or found != list(wanted) or not distinct:
+                raise UserError(
+                    f"{path}, row {number}: read back {row}, expected {query_id} {wanted}. Nothing was replaced."
+                )
+    if header != HEADER or number != len(run.query_ids):
+        raise UserError(f"{path}: read back {number} rows, {len(run.query_ids)} expected. Nothing was replaced.")

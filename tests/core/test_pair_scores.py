@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.core.pair_scores import PairScores, hash_texts
+from src.core.spool import Spool
 
 Q, P = hash_texts(["раз", "раз", "два"]), hash_texts(["a", "b", "a"])
 
@@ -15,17 +16,18 @@ def test_what_was_saved_is_found_by_another_process(tmp_path: Path) -> None:
     kept.add(Q, P, np.array([1.5, -2.0, 3.25], np.float32))
     assert np.isnan(kept.lookup(Q, P)).all()
     kept.save()
-    for scores in (kept, PairScores(tmp_path)):
-        assert scores.lookup(Q[::-1], P[::-1]).tolist() == [3.25, -2.0, 1.5]
-        assert np.isnan(scores.lookup(hash_texts(["два"]), hash_texts(["b"]))).all()
-        assert len(scores) == 3
+    found = PairScores(tmp_path)
+    assert found.lookup(Q[::-1], P[::-1]).tolist() == [3.25, -2.0, 1.5]
+    assert np.isnan(found.lookup(hash_texts(["два"]), hash_texts(["b"]))).all()
+    assert np.isnan(found.lookup(hash_texts(["раз", "пять"]), hash_texts(["c", "a"]))).all()
+    assert len(found) == 3
 
 
 def test_the_order_of_the_two_texts_matters(tmp_path: Path) -> None:
     kept = PairScores(tmp_path)
     kept.add(Q[:1], P[:1], np.array([1.0], np.float32))
     kept.save()
-    assert np.isnan(kept.lookup(P[:1], Q[:1])).all()
+    assert np.isnan(PairScores(tmp_path).lookup(P[:1], Q[:1])).all()
 
 
 def test_fresh_forgets(tmp_path: Path) -> None:
@@ -100,12 +102,13 @@ def test_files_that_another_process_merged_are_gone_and_no_error(
     ours = PairScores(tmp_path)
     for i in range(64):
         save_one(ours, i)
-    next(tmp_path.glob("*.parquet")).unlink()
+    next(tmp_path.glob("*.parquet")).unlink()  # the other process has its pair in a file of its own
     save_one(ours, 64)
-    assert len(PairScores(tmp_path)) == 65
+    assert len(list(tmp_path.glob("*.parquet"))) == 1
+    assert len(PairScores(tmp_path)) == 64
     listed, real = [tmp_path / "000001-gone.parquet", *tmp_path.glob("*.parquet")], Path.glob
     monkeypatch.setattr(Path, "glob", lambda path, pattern: listed if path == tmp_path else real(path, pattern))
-    assert len(PairScores(tmp_path)) == 65
+    assert len(PairScores(tmp_path)) == 64
     assert len(PairScores(tmp_path, fresh=True)) == 0
     assert not caplog.records
 
@@ -123,8 +126,24 @@ def test_read_only_changes_nothing_in_the_folder(tmp_path: Path, fresh: bool) ->
     kept = PairScores(tmp_path, fresh, read_only=True)
     assert len(kept) == (0 if fresh else 66)
     save_one(kept, 69)
-    assert kept.lookup(*NUMBERS[69]).tolist() == [69.0]
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_memory_does_not_hold_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Spool, "smallest_file", 1)
+    chance = np.random.default_rng(0)
+    questions, passages = np.repeat(np.arange(300, dtype=np.uint64), 50), np.tile(np.arange(50, dtype=np.uint64), 300)
+    order = chance.permutation(len(questions))
+    questions, passages = questions[order], passages[order]
+    scores = (questions * 50 + passages).astype(np.float32)
+    kept = PairScores(tmp_path)
+    for part in np.array_split(np.arange(len(order)), 3):
+        kept.add(questions[part], passages[part], scores[part])
+        kept.save()
+    found = PairScores(tmp_path)
+    assert len(found) == 15_000
+    assert isinstance(found._scores.base, np.ndarray)  # mapped, see the spool
+    assert found.lookup(questions, passages).tolist() == scores.tolist()
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.floats(-9, 9, width=32)), max_size=30))
@@ -139,6 +158,8 @@ def test_it_behaves_as_a_dictionary(entries: list[tuple[int, int, float]]) -> No
                 kept.save()
                 expected[question, passage] = score
         grid = [(q, p) for q in range(6) for p in range(6)]
-        found = kept.lookup(np.array([q for q, _ in grid], np.uint64), np.array([p for _, p in grid], np.uint64))
+        found = PairScores(Path(folder)).lookup(
+            np.array([q for q, _ in grid], np.uint64), np.array([p for _, p in grid], np.uint64)
+        )
         for key, value in zip(grid, found.tolist(), strict=True):
             assert (value == expected[key]) if key in expected else np.isnan(value)

@@ -132,7 +132,8 @@ def test_one_pair_that_cannot_fit_is_named(cross_encoder: Path, tmp_path: Path) 
         score(scorer)
     assert (caught.value.question, caught.value.passage) == (0, 1)
     run = Run("fused", ("в-1", "в-2"), np.array([[0, 1]] * 2, np.int32), np.array([[2, 1]] * 2, np.float32), "c")
-    passages = PassageTexts(tuple(PASSAGES), np.array([[[0], [1]]] * 2, np.int32))
+    own = np.array([*range(len(PASSAGES)), -1], np.int32)
+    passages = PassageTexts(tuple(PASSAGES), np.array([[[0], [1]]] * 2, np.int32), own)
     candidates = CandidateScorer(scorer, passages, PairScores(tmp_path), block=1)
     with pytest.raises(
         UserError, match=r"question 'в-1' with the passage 'Free airport lounges .*this one pair of \d+"

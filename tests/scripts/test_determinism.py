@@ -14,6 +14,7 @@ import pytest
 from conftest import load_script, write_csv
 
 from config import Settings
+from src.core import spool
 from src.stages import embed
 
 WORDS = "карта вклад кредит ипотека перевод счёт ставка рубль банкомат отделение лимит комиссия".split(" ")  # noqa: SIM905
@@ -96,6 +97,19 @@ def test_another_batch_or_block_gives_the_same_lists(
     assert one.keys() == two.keys()
     # Float noise of 1e-6 in the models' outputs, made larger by z-scores over the near-equal scores of untrained ones.
     assert max(abs(one[key] - two[key]) for key in one) < 5e-3
+
+
+def test_questions_in_small_blocks_and_in_files_give_the_same_lists(
+    search: Search, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings.model_copy(update={"reranker_candidate_k": 20, "top_k": 5})
+    expected = search("one", settings)
+    monkeypatch.setattr(spool, "BLOCK", 5)
+    monkeypatch.setattr(spool.Spool, "smallest_file", 1)
+    assert lists(search("two", settings)) == lists(expected)
+    one, two = final_scores(tmp_path / "one"), final_scores(tmp_path / "two")
+    assert max(abs(one[key] - two[key]) for key in one) < 5e-3
+    assert not list((tmp_path / "two" / "runs").glob("tmp*"))
 
 
 def test_the_order_of_all_input_rows_changes_nothing(search: Search, settings: Settings, raw: Path) -> None:
