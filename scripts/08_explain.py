@@ -18,6 +18,7 @@ from _variants import load_variants
 from config import Settings
 from src.core.artifacts import write_json
 from src.core.errors import UserError
+from src.core.spool import Spool
 from src.core.storage import DataFolder
 from src.core.text import normalize
 from src.core.types import Chunks, Corpus, Progress, Queries, Run
@@ -88,7 +89,9 @@ def _deep(
     """The run of each index, down to its last page."""
     deepest = max(len(corpus), len(chunks))
     deep = replace(plan, depth_documents=deepest, depth_bm25=deepest, depth_chunks=deepest, late_weight=0.0)
-    return retrieve(data, corpus, chunks, queries, indices, deep, Profiler(), _no_bar, variants=variants).runs
+    return retrieve(
+        data, corpus, chunks, queries, indices, deep, Profiler(), _no_bar, variants=variants, spool=Spool()
+    ).runs
 
 
 def _trace(
@@ -108,7 +111,9 @@ def _trace(
     Args:
         followed: rows of pages whose rank is wanted however low it is.
     """
-    found = retrieve(data, corpus, chunks, queries, indices, plan, Profiler(), _no_bar, variants=variants)
+    found = retrieve(
+        data, corpus, chunks, queries, indices, plan, Profiler(), _no_bar, variants=variants, spool=Spool()
+    )
     candidates = found.fused.cut(plan.candidate_k)
     scores, final = None, unchanged(candidates)
     if plan.rerankers:

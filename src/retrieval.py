@@ -125,10 +125,12 @@ def retrieve(
     bars: Bars,
     qrels: Qrels | None = None,
     variants: QueryVariants | None = None,
+    spool: Spool | None = None,
 ) -> Retrieval:
     """Stage one: search every index and fuse.
 
     Args:
+        spool: where what is made of every question lies; by default in files under ``data/runs``.
         variants: wordings to search beside the questions; late interaction and the choice of passages go by the
             questions alone.
         qrels: what the fusion is fitted on, where the plan asks for that.
@@ -138,7 +140,7 @@ def retrieve(
     """
     weighted: list[Weighted] = []
     variants = variants or QueryVariants()
-    spool = Spool(data.runs)
+    spool = spool or Spool(data.runs)
     asked = variants.asked(queries)
     chunk_choice: tuple[Floats, Floats] | None = None
     query_vectors: dict[QueryKey, Floats] = {}
@@ -224,6 +226,8 @@ def _fused_by_labels(
 
 
 def _fused(weighted: Sequence[Weighted], method: Method, rrf_k: int, depth: int, spool: Spool) -> Run:
+    if not weighted:
+        raise ValueError("no run with a positive weight")
     first = weighted[0].run
 
     def made(rows: slice) -> Run:

@@ -1,13 +1,17 @@
-"""Scores of (question, passage) pairs that a cross-encoder has given, kept so that no pair is ever scored twice.
+"""Scores of (question, passage) pairs that a cross-encoder has given, kept for later runs.
 
-One folder per model and per whatever else shapes its scores; in it one parquet file per saved block. The key of a pair
-is a hash of both texts, so scores outlive changes of the corpus, the questions, the candidates and the blend. The name
-of a file ends in the hash of its bytes, so a score that a disk has altered is never used.
+One folder per model and per whatever else shapes its scores; in it parquet files. The key of a pair is a hash of both
+texts, so scores outlive changes of the corpus, the questions, the candidates and the blend. The name of a file ends in
+the hash of its bytes, so a score that a disk has altered is never used.
+
+A run writes segments. The last one is written anew with all that it holds, under the next version, each time something
+is saved, until it is full; then a new one begins. No run touches the segments of another.
 """
 
 import hashlib
 import io
 import logging
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -23,7 +27,8 @@ from src.core.types import Floats, offsets_of
 Hashes = npt.NDArray[np.uint64]
 
 _SCHEMA = pa.schema([("question", pa.uint64()), ("passage", pa.uint64()), ("score", pa.float32())])
-MERGE_AT_FILES = 64
+SEGMENT_PAIRS = 1 << 17
+_TRIES = 5
 _DIGITS = 16
 
 log = logging.getLogger(__name__)
@@ -54,57 +59,68 @@ class PairScores:
     def __init__(self, folder: Path, fresh: bool = False, read_only: bool = False) -> None:
         self.folder = folder
         self.read_only = read_only
-        # Those that were read or written here: nobody else's files may be replaced by a merged one.
-        self._files: list[Path] = []
         self._new: list[tuple[Hashes, Hashes, Floats]] = []
+        self._run = secrets.token_hex(4)
+        self._segment, self._version = 1, 0
+        self._segment_file: Path | None = None
+        self._segment_tables: list[pa.Table] = []
         # The pairs of question i are those from _starts[i] to _ends[i].
         self._questions: Hashes = np.zeros(0, dtype=np.uint64)
         self._starts = self._ends = np.zeros(0, dtype=np.int64)
         self._passages: Hashes = np.zeros(0, dtype=np.uint64)
         self._scores: Floats = np.zeros(0, dtype=np.float32)
-        files = sorted(folder.glob("*.parquet"))
         if fresh:
-            for path in files:
+            for path in folder.glob("*.parquet"):
                 self._remove(path)
-        else:
-            self._load(files)
-            self._compact()
+            return
+        # Another process may replace its last segment by the next version while this one reads.
+        for _ in range(_TRIES):
+            if self._load(list(folder.glob("*.parquet"))):
+                break
 
     def __len__(self) -> int:
         return int((self._ends - self._starts).sum())
 
-    def _load(self, files: list[Path]) -> None:
-        questions, counts = self._questions, np.zeros(0, dtype=np.int64)
-        for path in files:
+    def _load(self, files: list[Path]) -> bool:
+        """Read files; false where one of them was there no longer, whose scores are missing then."""
+        whole, kept, counted = True, list[Path](), list[tuple[Hashes, npt.NDArray[np.int64]]]()
+        for *older, path in _versions(files):
+            found = []
             try:
                 if file_sha256(path)[:_DIGITS] != path.stem.rpartition("-")[2]:
                     raise OSError("its bytes are not those that were written")
-                for batch in _batches(path):
-                    every = np.concatenate([questions, batch[0]])
-                    weights = np.concatenate([counts, np.ones(len(batch[0]), dtype=np.int64)])
-                    questions, places = np.unique(every, return_inverse=True)
-                    counts = np.zeros(len(questions), dtype=np.int64)
-                    np.add.at(counts, places, weights)
-                self._files.append(path)
+                for questions, _, _ in _batches(path):
+                    found.append(np.unique(questions, return_counts=True))
             except FileNotFoundError:
-                # Another process has merged it with others since the folder was listed.
-                continue
+                whole = False
             except (OSError, KeyError, pa.ArrowException) as error:
                 # Scores can always be computed again, so a damaged file costs time and nothing else.
                 log.warning("WARNING: %s cannot be read (%s); its pairs are scored again", path, str(error)[:120])
                 self._remove(path)
+            else:
+                kept.append(path)
+                counted += found
+                # Left by a run that was killed between writing a version and removing the last one.
+                for superseded in older:
+                    self._remove(superseded)
+        if not counted:
+            return whole
+        self._questions, places = np.unique(np.concatenate([keys for keys, _ in counted]), return_inverse=True)
+        counts = np.zeros(len(self._questions), dtype=np.int64)
+        np.add.at(counts, places, np.concatenate([number for _, number in counted]))
         offsets = offsets_of(counts)
-        self._questions, self._starts, self._ends = questions, offsets[:-1], offsets[:-1].copy()
+        self._starts, self._ends = offsets[:-1], offsets[:-1].copy()
         spool = Spool(None if self.read_only else self.folder)
         self._passages = spool.array((int(offsets[-1]),), np.uint64)
         self._scores = spool.array((int(offsets[-1]),), np.float32)
-        for path in list(self._files):
+        for path in kept:
             try:
                 for batch in _batches(path):
                     self._place(*batch)
                     release()
             except FileNotFoundError:
-                self._files.remove(path)
+                whole = False
+        return whole
 
     def _place(self, questions: Hashes, passages: Hashes, scores: Floats) -> None:
         rows = np.searchsorted(self._questions, questions)
@@ -118,22 +134,6 @@ class PairScores:
         if not self.read_only:
             path.unlink(missing_ok=True)
 
-    def _compact(self) -> None:
-        if len(self._files) <= MERGE_AT_FILES or self.read_only:
-            return
-        replaced, self._files = self._files, []
-        merged = self.folder / "merged"
-        with atomic_path(merged) as temporary, pq.ParquetWriter(temporary, _SCHEMA, compression="zstd") as writer:
-            for path in replaced:
-                # One that is gone has been merged by another process.
-                for batch in _batches(path) if path.is_file() else ():
-                    writer.write_table(pa.table(list(batch), schema=_SCHEMA))
-        path = self._next_path(file_sha256(merged))
-        merged.replace(path)
-        self._files.append(path)
-        for path in replaced:
-            self._remove(path)
-
     def lookup(self, questions: Hashes, passages: Hashes) -> Floats:
         """Scores of P pairs, float32 [P], that were kept when this object was made; NaN where there is none."""
         found = np.full(len(questions), np.nan, dtype=np.float32)
@@ -141,7 +141,8 @@ class PairScores:
             return found
         unique, owners = np.unique(questions, return_inverse=True)
         rows = np.minimum(np.searchsorted(self._questions, unique), len(self._questions) - 1)
-        for number in np.flatnonzero(self._questions[rows] == unique).tolist():
+        there = (self._questions[rows] == unique) & (self._ends[rows] > self._starts[rows])
+        for number in np.flatnonzero(there).tolist():
             kept = slice(self._starts[rows[number]], self._ends[rows[number]])
             known, scores = self._passages[kept], self._scores[kept]
             order = np.argsort(known, kind="stable")
@@ -157,26 +158,40 @@ class PairScores:
             self._new.append((questions, passages, scores.astype(np.float32)))
 
     def save(self) -> None:
-        """Write what was added since the last save, as one file, atomically; see ``read_only``."""
+        """Write what was added since the last save, atomically; see ``read_only``."""
         if not self._new:
             return
         table = pa.table([np.concatenate(column) for column in zip(*self._new, strict=True)], schema=_SCHEMA)
         self._new = []
         if self.read_only:
             return
+        self._segment_tables.append(table)
+        whole = pa.concat_tables(self._segment_tables)
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(whole, buffer, compression="zstd")
         data = buffer.getvalue()
-        path = self._next_path(hashlib.sha256(data).hexdigest())
+        self._version += 1
+        name = f"{self._segment:06d}-{self._run}-{self._version:06d}-{hashlib.sha256(data).hexdigest()[:_DIGITS]}"
+        path = self.folder / f"{name}.parquet"
         with atomic_path(path, len(data)) as temporary:
             temporary.write_bytes(data)
-        self._files.append(path)
-        self._compact()
+        if self._segment_file is not None:
+            self._remove(self._segment_file)
+        self._segment_file = path
+        if len(whole) >= SEGMENT_PAIRS:
+            self._segment, self._version = self._segment + 1, 0
+            self._segment_file, self._segment_tables = None, []
 
-    def _next_path(self, sha256: str) -> Path:
-        stems = [path.stem.partition("-")[0] for path in self.folder.glob("*.parquet")]
-        number = max((int(stem) for stem in stems if stem.isdigit()), default=0) + 1
-        return self.folder / f"{number:06d}-{sha256[:_DIGITS]}.parquet"
+
+def _versions(files: Iterable[Path]) -> list[list[Path]]:
+    """The files of each segment, the newest version last."""
+    segments: dict[str, list[Path]] = {}
+    for path in sorted(files):
+        name, _, digest = path.stem.rpartition("-")
+        # Files of earlier releases have no versions.
+        segment = name.rpartition("-")[0] if name.count("-") == 2 else f"{name}-{digest}"
+        segments.setdefault(segment, []).append(path)
+    return list(segments.values())
 
 
 def _batches(path: Path) -> Iterator[tuple[Hashes, Hashes, Floats]]:

@@ -1,5 +1,7 @@
 """Arrays with a row per question that lie in files: memory does not grow with the number of questions."""
 
+import errno
+import logging
 import mmap
 import os
 import tempfile
@@ -15,6 +17,8 @@ from src.core.atomic import explain_full_disk
 
 BLOCK = 2048
 _mapped: list[weakref.ref[mmap.mmap]] = []
+
+log = logging.getLogger(__name__)
 
 
 def blocks(count: int, size: int | None = None) -> Iterator[slice]:
@@ -52,12 +56,23 @@ class Spool:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if self.folder is None or size < self.smallest_file:
             return np.zeros(shape, dtype)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with explain_full_disk(self.folder / "spool", size), tempfile.TemporaryFile(dir=self.folder) as handle:
-            _reserve(handle.fileno(), size)
-            mapped = mmap.mmap(handle.fileno(), size)
+        mapped = self._map(self.folder, size)
+        if mapped is None:
+            return np.zeros(shape, dtype)
         _mapped.append(weakref.ref(mapped))
         return np.frombuffer(mapped, dtype).reshape(shape)
+
+    def _map(self, folder: Path, size: int) -> mmap.mmap | None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with explain_full_disk(folder / "spool", size), tempfile.TemporaryFile(dir=folder) as handle:
+            _reserve(handle.fileno(), size)
+            try:
+                return mmap.mmap(handle.fileno(), size)
+            except OSError as error:
+                log.warning(
+                    "WARNING: %s: files there cannot be mapped (%s): memory grows by %d bytes", folder, error, size
+                )
+                return None
 
     def filled(
         self, count: int, row: Sequence[int], dtype: npt.DTypeLike, made: Callable[[slice], npt.NDArray[Any]]
@@ -79,8 +94,12 @@ def release() -> None:
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    # Room is taken now: a full disk would else end the process in the middle of a write, with a signal.
-    if hasattr(os, "posix_fallocate"):
+    """Take the room now: a full disk would else end the process in the middle of a write, with a signal."""
+    try:
         os.posix_fallocate(descriptor, 0, size)
-    else:
-        os.ftruncate(descriptor, size)
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}:
+            raise
+        zeros = bytes(1 << 20)
+        for start in range(0, size, len(zeros)):
+            os.pwrite(descriptor, zeros[: size - start], start)

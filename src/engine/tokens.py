@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], block: int = 2048) -> TokenTa
     lengths: list[int] = []
     for start in range(0, len(texts), block):
         rows = tokenizer(list(texts[start : start + block]), add_special_tokens=False, truncation=False, verbose=False)
-        parts.extend(np.asarray(ids, dtype=np.int32) for ids in rows["input_ids"])
+        parts.append(np.fromiter(chain.from_iterable(rows["input_ids"]), dtype=np.int32))
         lengths.extend(len(ids) for ids in rows["input_ids"])
     return TokenTable(np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32), offsets_of(lengths))
 

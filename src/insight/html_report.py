@@ -16,7 +16,7 @@ from src.insight.explain import marked
 from src.insight.losses import MEANING, ORDER, rank_in
 from src.insight.printable import one_line, printable, title_of
 from src.insight.report_plots import origins, rank_moves, recall_curve
-from src.insight.run_facts import Measured, furthest, hits_of, measure, moved, part_of, worst
+from src.insight.run_facts import Measured, furthest, hits_of, measure, moved, places_of, worst
 from src.quality.statistics import Interval
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -166,7 +166,7 @@ def _loss(record: RunRecord, facts: Measured, place: int) -> dict[str, Any]:
     right = sorted(record.corpus.row_of[doc_id] for doc_id in record.qrels.relevant[query_id])
     listed = {page: rank_in(record.before, row, page) for page in right}
     best = min(right, key=lambda page: listed[page] or np.inf)
-    first = int(part_of(record.after, [query_id]).doc_rows[0, 0])
+    first = int(record.after.doc_rows[places_of(record.after, [query_id])[0], 0])
     return {
         "id": one_line(query_id, _TITLE),
         "question": one_line(question, _QUESTION),

@@ -67,10 +67,10 @@ def hits_of(ranks: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     return ((ranks > 0) & (ranks <= TOP)).astype(np.float64)
 
 
-def part_of(run: Run, query_ids: Sequence[str]) -> Run:
-    """The lists of some of a run's questions, in the given order."""
+def places_of(run: Run, query_ids: Sequence[str]) -> list[int]:
+    """Rows of some questions in a run."""
     place = {query_id: i for i, query_id in enumerate(run.query_ids)}
-    return run.picked([place[query_id] for query_id in query_ids])
+    return [place[query_id] for query_id in query_ids]
 
 
 def measure(
@@ -89,10 +89,17 @@ def measure(
         return None
     ids = [queries.query_ids[row] for row in rows.tolist()]
     texts = [queries.texts[row] for row in rows.tolist()]
-    runs = [part_of(run, ids) for run in (*indices, fused, before, after)]
-    ranks = [first_relevant_ranks(run, corpus, qrels) for run in runs[-2:]]
+    every = (*indices, fused, before, after)
+    places = [places_of(run, ids) for run in every]
+    lost: list[Lost] = []
+    parts: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
+    for part in blocks(len(ids)):
+        runs = [run.picked(own[part]) for run, own in zip(every, places, strict=True)]
+        parts.append((first_relevant_ranks(runs[-2], corpus, qrels), first_relevant_ranks(runs[-1], corpus, qrels)))
+        for i, query_id in enumerate(ids[part]):
+            lost.append(_lost(runs, i, [corpus.row_of[doc_id] for doc_id in qrels.relevant[query_id]]))
+    ranks = [np.concatenate(column) for column in zip(*parts, strict=True)]
     old, new = (hits_of(column) for column in ranks)
-    lost = tuple(_lost(runs, i, [corpus.row_of[d] for d in qrels.relevant[query_id]]) for i, query_id in enumerate(ids))
     return Measured(
         rows,
         ranks[0],
@@ -100,7 +107,7 @@ def measure(
         bootstrap_mean(new),
         bootstrap_mean(new - old),
         mcnemar(old, new),
-        lost,
+        tuple(lost),
         _groups([_length(text) for text in texts], [_span(*span) for span in LENGTHS], old, new),
         _groups([LANGUAGES[language(text)] for text in texts], list(LANGUAGES.values()), old, new),
     )

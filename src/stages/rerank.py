@@ -116,7 +116,7 @@ class PassageTexts:
 
 
 class CandidateScorer:
-    """Scores every (question, passage) pair once.
+    """Scores (question, passage) pairs; equal pairs of a block once.
 
     Args:
         scorer: the cross-encoder.
@@ -146,6 +146,8 @@ class CandidateScorer:
         self.block = block
         self.save_seconds = save_seconds
         self.query_ids: tuple[str, ...] = ()
+        # Of each question, the first one with the same text.
+        self._first_of = np.zeros(0, dtype=np.int64)
         self.reused = 0
         self.scored = 0
         self.tokens = 0
@@ -184,6 +186,8 @@ class CandidateScorer:
         """
         questions, passages = tables or self.tokenize(queries)
         self.query_ids = queries.query_ids
+        seen: dict[str, int] = {}
+        self._first_of = np.array([seen.setdefault(text, i) for i, text in enumerate(queries.texts)], dtype=np.int64)
         hashes = (hash_texts(queries.texts), hash_texts(self.passages.texts)) if self.kept is not None else None
         spool = spool or Spool()
         scores: Floats = spool.array(candidates.doc_rows.shape, np.float32)
@@ -246,7 +250,7 @@ class CandidateScorer:
     ) -> Floats:
         """Best pair score of each candidate, float32 [len(leaders), K]; without a passage, the row's lowest."""
         present, pairs = self._pairs_of(leaders)
-        keys = pairs[:, 0].astype(np.int64) * max(1, len(self.passages.texts)) + pairs[:, 1]
+        keys = self._first_of[pairs[:, 0]] * max(1, len(self.passages.texts)) + pairs[:, 1]
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
         values = np.full(present.shape, -np.inf, dtype=np.float32)
         values[present] = self._score_pairs(questions, passages, pairs[first], hashes)[inverse]
@@ -286,17 +290,18 @@ class CandidateScorer:
 
 
 def _equal_rows(texts: Sequence[str], candidates: Run) -> list[tuple[int, ...]]:
-    """Numbers of the questions, grouped where text and candidates are equal."""
+    """Numbers of the questions, grouped where text and candidates are equal; groups of one text stand side by side."""
     asked = Counter(texts)
-    repeated: dict[tuple[str, bytes], int] = {}
-    groups: list[tuple[int, ...]] = []
+    repeated: dict[str, dict[bytes, list[int]]] = {}
+    order: list[int | str] = []
     for i, text in enumerate(texts):
         if asked[text] == 1:
-            groups.append((i,))
+            order.append(i)
             continue
-        place = repeated.setdefault((text, candidates.doc_rows[i].tobytes()), len(groups))
-        if place == len(groups):
-            groups.append((i,))
-        else:
-            groups[place] += (i,)
+        if text not in repeated:
+            order.append(text)
+        repeated.setdefault(text, {}).setdefault(candidates.doc_rows[i].tobytes(), []).append(i)
+    groups: list[tuple[int, ...]] = []
+    for item in order:
+        groups += [(item,)] if isinstance(item, int) else map(tuple, repeated[item].values())
     return groups

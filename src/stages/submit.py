@@ -137,7 +137,7 @@ def _check(written: Path, path: Path, run: Run, corpus: Corpus, top_k: int) -> N
         ):
             found = [str(item) for item in json.loads(row[1])] if len(row) == 2 and row[1] else []
             distinct = len(set(found)) == len(found) and all(item in corpus.row_of for item in found)
-            if row[0] != query_id or found != list(wanted) or not distinct:
+            if [*row[:1]] != [query_id] or found != list(wanted) or not distinct:
                 raise UserError(
                     f"{path}, row {number}: read back {row}, expected {query_id} {wanted}. Nothing was replaced."
                 )

@@ -1,10 +1,13 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from src.core import pair_scores
 from src.core.pair_scores import PairScores, hash_texts
 from src.core.spool import Spool
 
@@ -39,11 +42,10 @@ def test_fresh_forgets(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_costs_only_its_pairs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    kept = PairScores(tmp_path)
-    for part in range(2):
+    for part, kept in enumerate((PairScores(tmp_path), PairScores(tmp_path))):
         kept.add(Q[part : part + 1], P[part : part + 1], np.array([part], np.float32))
         kept.save()
-    first, _ = sorted(tmp_path.glob("*.parquet"))
+    first = next(path for path in tmp_path.glob("*.parquet") if pq.read_table(path)["score"].to_pylist() == [0.0])
     first.write_bytes(first.read_bytes()[:40])
     found = PairScores(tmp_path).lookup(Q[:2], P[:2])
     assert np.isnan(found[0])
@@ -64,67 +66,99 @@ def test_a_flipped_byte_is_never_a_score(tmp_path: Path, caplog: pytest.LogCaptu
     assert "its bytes are not those that were written" in caplog.text
 
 
-def test_many_small_files_become_one(tmp_path: Path) -> None:
-    kept = PairScores(tmp_path)
-    texts = hash_texts(map(str, range(70)))
-    for i in range(70):
-        kept.add(texts[i : i + 1], texts[i : i + 1], np.array([i], np.float32))
-        kept.save()
-    assert PairScores(tmp_path).lookup(texts, texts).tolist() == list(range(70))
-    # The 65th file made one of all; five more came after it.
-    assert len(list(tmp_path.glob("*.parquet"))) == 6
-    assert PairScores(tmp_path).lookup(texts, texts).tolist() == list(range(70))
-
-
 def save_one(kept: PairScores, number: int) -> None:
     kept.add(*NUMBERS[number], np.array([number], np.float32))
     kept.save()
 
 
 NUMBERS = [(hash_texts([str(i)]), hash_texts([str(i)])) for i in range(70)]
+ALL = np.concatenate([question for question, _ in NUMBERS])
 
 
-def test_merging_leaves_alone_what_another_process_wrote_since(tmp_path: Path) -> None:
-    ours, other = PairScores(tmp_path), PairScores(tmp_path)
-    for i in range(64):
-        save_one(ours, i)
-    save_one(other, 68)
-    save_one(ours, 64)  # our 65th file: ours are merged
-    save_one(other, 69)
-    found = PairScores(tmp_path)
-    assert [found.lookup(*NUMBERS[i])[0] for i in (*range(65), 68, 69)] == [*range(65), 68, 69]
-    assert len(list(tmp_path.glob("*.parquet"))) == 3
+def test_what_one_run_saves_is_one_file_until_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.core.pair_scores.SEGMENT_PAIRS", 30)
+    kept = PairScores(tmp_path)
+    for i in range(70):
+        save_one(kept, i)
+        assert len(list(tmp_path.glob("*.parquet"))) == i // 30 + 1
+    assert PairScores(tmp_path).lookup(ALL, ALL).tolist() == list(range(70))
+    assert {path.name[:7] for path in tmp_path.iterdir()} == {"000001-", "000002-", "000003-"}
 
 
-def test_files_that_another_process_merged_are_gone_and_no_error(
+def test_two_processes_leave_each_other_s_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.core.pair_scores.SEGMENT_PAIRS", 8)
+    one, other = PairScores(tmp_path), PairScores(tmp_path)
+    for i in range(0, 70, 2):
+        save_one(one, i)
+        save_one(other, i + 1)
+    assert PairScores(tmp_path).lookup(ALL, ALL).tolist() == list(range(70))
+
+
+def test_a_kill_between_two_versions_loses_and_doubles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = PairScores(tmp_path)
+    save_one(kept, 0)
+    (first,) = tmp_path.glob("*.parquet")
+    old = first.read_bytes()
+    save_one(kept, 1)
+    first.write_bytes(old)  # as if the process had ended before it removed the first version
+    reader = PairScores(tmp_path, read_only=True)
+    assert (len(reader), first.exists()) == (2, True)
+    again = PairScores(tmp_path)
+    assert (len(again), first.exists()) == (2, False)
+    assert again.lookup(ALL[:2], ALL[:2]).tolist() == [0.0, 1.0]
+
+
+def test_files_of_earlier_releases_are_read(tmp_path: Path) -> None:
+    for i in range(2):
+        save_one(PairScores(tmp_path), i)
+    for number, path in enumerate(sorted(tmp_path.glob("*.parquet")), start=1):
+        path.rename(tmp_path / f"{number:06d}-{path.stem.rpartition('-')[2]}.parquet")
+    assert sorted(PairScores(tmp_path).lookup(ALL[:2], ALL[:2]).tolist()) == [0.0, 1.0]
+
+
+def test_a_version_that_is_replaced_while_it_is_read_is_read_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ours = PairScores(tmp_path)
-    for i in range(64):
-        save_one(ours, i)
-    next(tmp_path.glob("*.parquet")).unlink()  # the other process has its pair in a file of its own
-    save_one(ours, 64)
-    assert len(list(tmp_path.glob("*.parquet"))) == 1
-    assert len(PairScores(tmp_path)) == 64
-    listed, real = [tmp_path / "000001-gone.parquet", *tmp_path.glob("*.parquet")], Path.glob
-    monkeypatch.setattr(Path, "glob", lambda path, pattern: listed if path == tmp_path else real(path, pattern))
-    assert len(PairScores(tmp_path)) == 64
-    assert len(PairScores(tmp_path, fresh=True)) == 0
+    writer = PairScores(tmp_path)
+    save_one(writer, 0)
+    replaced, real = [], pair_scores._batches
+
+    def batches(path: Path) -> Iterator[tuple[np.ndarray, ...]]:
+        replaced.append(path)
+        if len(replaced) == 2:  # after the file was counted, before it is read
+            save_one(writer, 1)
+        return real(path)
+
+    monkeypatch.setattr(pair_scores, "_batches", batches)
+    found = PairScores(tmp_path, read_only=True)
+    assert found.lookup(ALL[:3], ALL[:3])[:2].tolist() == [0.0, 1.0]
+    assert len(replaced) == 4
     assert not caplog.records
+
+
+def test_a_file_that_goes_away_leaves_questions_without_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_one(PairScores(tmp_path), 0)
+    real, calls = pair_scores._batches, []
+
+    def batches(path: Path) -> Iterator[tuple[np.ndarray, ...]]:
+        calls.append(path)
+        if len(calls) == 2:
+            path.unlink()
+        return real(path)
+
+    monkeypatch.setattr(pair_scores, "_batches", batches)
+    assert np.isnan(PairScores(tmp_path).lookup(ALL[:1], ALL[:1])).all()
 
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_read_only_changes_nothing_in_the_folder(tmp_path: Path, fresh: bool) -> None:
-    for i in range(66):
-        save_one(PairScores(tmp_path / str(i)), i)
-        (path,) = (tmp_path / str(i)).glob("*.parquet")
-        path.rename(tmp_path / path.name.replace("000001", f"{i:06d}"))
-        path.parent.rmdir()
+    for i in range(3):
+        save_one(PairScores(tmp_path), i)
     (tmp_path / "000099-damaged.parquet").write_bytes(b"x")
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert len(before) == 67
+    assert len(before) == 4
     kept = PairScores(tmp_path, fresh, read_only=True)
-    assert len(kept) == (0 if fresh else 66)
+    assert len(kept) == (0 if fresh else 3)
     save_one(kept, 69)
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 

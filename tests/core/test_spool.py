@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -34,12 +35,43 @@ def test_an_array_keeps_its_values_when_its_pages_are_let_go(tmp_path: Path) -> 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="counts resident pages as Linux does")
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
-    before = resident()
-    values = Spool(tmp_path).filled(
-        100_000, (250,), np.float32, lambda rows: np.full((rows.stop - rows.start, 250), rows.start, np.float32)
-    )
-    assert resident() - before < 20_000_000  # of the 100 MB
+    before, most = resident(), 0
+
+    def made(rows: slice) -> np.ndarray:
+        nonlocal most
+        most = max(most, resident())
+        return np.full((rows.stop - rows.start, 250), rows.start, np.float32)
+
+    values = Spool(tmp_path).filled(100_000, (250,), np.float32, made)
+    assert max(most, resident()) - before < 20_000_000  # of the 100 MB
     assert values[[0, 2047, 2048, 99_999], 249].tolist() == [0, 0, 2048, 98_304]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, None])
+def test_where_files_cannot_be_reserved_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(number, "not supported")
+
+    if number is None:
+        monkeypatch.delattr(os, "posix_fallocate")
+    else:
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    array = Spool(tmp_path).array((300_000,), np.float64)
+    assert array.base is not None
+    assert (len(array), array.any()) == (300_000, False)
+
+
+def test_files_that_cannot_be_mapped_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr("src.core.spool.mmap.mmap", refuse)
+    assert Spool(tmp_path).array((10,), np.int32).tolist() == [0] * 10
+    assert "files there cannot be mapped ([Errno 19] No such device): memory grows by 40 bytes" in caplog.text
 
 
 def test_without_a_folder_and_when_small_it_lies_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

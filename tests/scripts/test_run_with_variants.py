@@ -11,6 +11,7 @@ from conftest import QUESTIONS
 from test_run import Project, starting
 
 from config import Settings
+from src.core import spool
 from src.core.errors import UserError
 
 
@@ -84,6 +85,24 @@ def test_variants_are_searched_fused_and_recorded(project: Project) -> None:
     lines = project.run("03_run_search", "--no-rerank", settings=off)
     assert starting(lines, "Query variants: ") == "Query variants: off (QUERY_VARIANTS = None)."
     assert runs(project) == before
+
+
+@pytest.mark.parametrize("choice", ["original", "max", "mean"])
+def test_blocks_of_questions_change_nothing(project: Project, choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = project.settings.model_copy(update={"reranker_query": choice})
+    path = project.data / "processed" / "query_variants.parquet"
+    write(path, {"q2": ["карта"], "q4": ["вклад", "ставка вклада"], "q3": ["deposit", "лимит", "вклад"]})
+    project.run("03_run_search", settings=settings)
+    whole, submission = runs(project), project.output.read_bytes()
+    for block in (1, 2, 3):
+        monkeypatch.setattr(spool, "BLOCK", block)
+        monkeypatch.setattr(spool.Spool, "smallest_file", 1)
+        project.run("03_run_search", "--fresh", settings=settings)
+        assert project.output.read_bytes() == submission
+        for name, rows in runs(project).items():
+            assert [(row["q_id"], row["web_id"]) for row in rows] == [
+                (row["q_id"], row["web_id"]) for row in whole[name]
+            ]
 
 
 @pytest.mark.parametrize(("choice", "questions"), [("original", 4), ("max", 5), ("mean", 5)])

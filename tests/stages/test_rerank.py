@@ -67,6 +67,18 @@ def test_best_passage_counts_and_equal_pairs_are_scored_once() -> None:
     assert sum(done) == 2
 
 
+def test_one_text_with_other_candidates_is_read_once() -> None:
+    scorer = WordOverlap()
+    reranker = CandidateScorer(scorer, passages([[[0], [1]], [[1], [3]], [[1], [0]]]))
+    queries = Queries(("q0", "q1", "q2"), ("abd", "xyz", "abd"))
+    found = candidates([[0, 1], [1, 2], [1, 0]], [[2.0, 1.0]] * 3)
+    scores = reranker.pair_scores(queries, found)
+    # "abd" shares nothing with "xyz" and two letters with "abc"; "xyz" the other way about.
+    assert scores.tolist() == [[0.0, 2.0], [0.0, 3.0], [2.0, 0.0]]
+    assert sorted(scorer.pairs) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert (reranker.scored, len(scorer.pairs)) == (4, 4)
+
+
 def test_progress_goes_by_the_tokens_that_are_left_to_read(tmp_path: Path) -> None:
     chosen, own = np.array([[[0]], [[1]], [[2]]], np.int32), np.array([0, 1, 2, -1], np.int32)
     texts = PassageTexts(("x", "y" * 4, "z" * 9), chosen, own)
