@@ -28,8 +28,9 @@ from src.models.language_guard import choose_reranker
 from src.models.resolve import ModelResolver, ResolvedModel
 from src.pipeline import candidate_scores
 from src.quality.compare import compare
-from src.retrieval import PassageChoice, choose_passages, retrieve
+from src.retrieval import retrieve
 from src.stages.rerank import blend
+from src.stages.retrieve import PassageChoice, choose_passages
 from src.stages.submit import read_submission
 from src.stages.variants import QueryVariants
 

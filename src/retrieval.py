@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -35,10 +34,9 @@ from src.stages.fuse import Method, Weighted, fuse, fuse_wordings
 from src.stages.index import Bm25Index, FaissIndex
 from src.stages.late_interaction import late_scores, late_scores_in_blocks
 from src.stages.rerank import blend_in_blocks
-from src.stages.retrieve import best_chunks, dense_run, first_chunks, lexical_run
+from src.stages.retrieve import PassageChoice, choose_passages, dense_run, follow_documents, lexical_run
 from src.stages.variants import QueryVariants, RerankerQuery
 
-PassageChoice = Literal["best", "first"]
 QueryKey = tuple[str, str | None, str | None]
 
 log = logging.getLogger(__name__)
@@ -246,34 +244,12 @@ def _late_encoder(indices: IndexPlan, plan: SearchPlan) -> EncoderPlan | None:
     return indices.late_encoder if plan.late_weight > 0 else None
 
 
-def choose_passages(
-    run: Run, chunks: Chunks, nearest: tuple[Floats, Floats] | None, choice: PassageChoice, count: int
-) -> Rows:
-    """Chunks that stand for each candidate: int32 [Q, K, count], -1 pads.
-
-    Args:
-        nearest: vectors of questions and chunks; without them the first chunks are taken.
-        choice: ``best`` chunks by those vectors, or the ``first`` ones of the document.
-    """
-    if nearest is None or choice == "first":
-        return first_chunks(run, chunks, count)
-    return best_chunks(run, chunks, *nearest, count)
-
-
 def _passages(run: Run, chunks: Chunks, nearest: tuple[Floats, Floats] | None, plan: SearchPlan, spool: Spool) -> Rows:
     def made(rows: slice) -> Rows:
         near = None if nearest is None else (nearest[0][rows], nearest[1])
         return choose_passages(run.part(rows), chunks, near, plan.passage_choice, plan.passages_per_document)
 
     return spool.filled(len(run.query_ids), (run.depth, plan.passages_per_document), np.int32, made)
-
-
-def follow_documents(passages: Rows, before: Run, after: Run) -> Rows:
-    """Passages of the candidates of ``before``, int32 [Q, K, m], in the order in which ``after`` has the documents."""
-    old, new = (np.argsort(run.doc_rows, axis=1, kind="stable") for run in (before, after))
-    places = np.empty_like(old)
-    np.put_along_axis(places, new, old, axis=1)
-    return np.take_along_axis(passages, places[:, :, None], axis=1)
 
 
 def _following(passages: Rows, before: Run, after: Run, spool: Spool) -> Rows:

@@ -1,11 +1,14 @@
 """Retrieve: questions against one index; scores of chunks become scores of documents by maximum."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
 from src.core.text import terms
 from src.core.types import PAD, Chunks, Corpus, DenseIndex, Floats, LexicalIndex, Queries, Rows, Run, ranked
+
+PassageChoice = Literal["best", "first"]
 
 _BLOCK = 1024
 
@@ -115,3 +118,25 @@ def first_chunks(run: Run, chunks: Chunks, count: int) -> Rows:
     rows = first[:, None] + np.arange(count)
     rows = np.where((rows < last[:, None]) & (flat != PAD)[:, None], rows, PAD)
     return rows.reshape(*run.doc_rows.shape, count).astype(np.int32)
+
+
+def choose_passages(
+    run: Run, chunks: Chunks, nearest: tuple[Floats, Floats] | None, choice: PassageChoice, count: int
+) -> Rows:
+    """Chunks that stand for each candidate: int32 [Q, K, count], -1 pads.
+
+    Args:
+        nearest: vectors of questions and chunks; without them the first chunks are taken.
+        choice: ``best`` chunks by those vectors, or the ``first`` ones of the document.
+    """
+    if nearest is None or choice == "first":
+        return first_chunks(run, chunks, count)
+    return best_chunks(run, chunks, *nearest, count)
+
+
+def follow_documents(passages: Rows, before: Run, after: Run) -> Rows:
+    """Passages of the candidates of ``before``, int32 [Q, K, m], in the order in which ``after`` has the documents."""
+    old, new = (np.argsort(run.doc_rows, axis=1, kind="stable") for run in (before, after))
+    places = np.empty_like(old)
+    np.put_along_axis(places, new, old, axis=1)
+    return np.take_along_axis(passages, places[:, :, None], axis=1)

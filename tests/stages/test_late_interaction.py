@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.core.types import Rows, Run, TokenVectors
-from src.retrieval import follow_documents
 from src.stages.late_interaction import late_scores, late_scores_in_blocks, maxsim
+from src.stages.retrieve import follow_documents
 
 
 def tokens(*texts: list[list[float]]) -> TokenVectors:
