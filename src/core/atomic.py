@@ -107,15 +107,21 @@ def _swap(temporary: Path, path: Path) -> None:
                 raise
 
 
-def remove_leftovers(folder: Path) -> int:
-    """Remove what killed processes left half-written anywhere under ``folder``; nobody else may be writing there.
+def remove_leftovers(folder: Path, shared: bool = False) -> int:
+    """Remove what killed processes left half-written anywhere under ``folder``.
 
     Where a process was killed between the two renames of a swap, the earlier artefact takes its name again.
+
+    Args:
+        shared: others may be writing there: what belongs to a living process of this machine stays. Otherwise nobody
+            else may be.
 
     Returns:
         How many temporary files and folders there were.
     """
     found = [path for path in folder.rglob(f"*{_TEMPORARY}*") if _TEMPORARY not in str(path.parent.relative_to(folder))]
+    if shared:
+        found = [path for path in found if _is_dead(path)]
     for path in found:
         target = path.with_name(path.name.split(_TEMPORARY)[0])
         if path.name.endswith(_OLD) and not target.exists():
@@ -130,9 +136,13 @@ def remove_leftovers(folder: Path) -> int:
 def remove_dead_temporaries(path: Path) -> None:
     """Remove temporary files of the one file ``path`` whose process, on this machine, has ended."""
     for found in path.parent.glob(f"{glob.escape(path.name)}{_TEMPORARY}*"):
-        number = found.name.split(_TEMPORARY)[1].split("-")[0]
-        if number.isdigit() and not _alive(int(number)):
+        if _is_dead(found):
             found.unlink(missing_ok=True)
+
+
+def _is_dead(temporary: Path) -> bool:
+    number = temporary.name.split(_TEMPORARY)[1].split("-")[0]
+    return number.isdigit() and not _alive(int(number))
 
 
 def _alive(pid: int) -> bool:

@@ -46,6 +46,8 @@ def data_lock(folder: Path, wait: bool = False) -> Iterator[None]:
         if previous:
             log.info("The last run here (%s) ended without a word; its finished work is kept.", _describe(previous))
         left = sum(remove_leftovers(folder / name) for name in _OWN if (folder / name).is_dir())
+        # Benchmarks write there too, and hold no data folder.
+        left += remove_leftovers(folder / "results", shared=True)
         if left:
             log.info("Removed %d half-written file(s) of processes that are gone.", left)
         _write(handle, {

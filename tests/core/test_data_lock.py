@@ -47,10 +47,16 @@ def test_the_second_is_told_who_holds_it_and_a_dead_holder_does_not(
         first.wait()
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "a.parquet.tmp-1-x").write_text("half")
+    results = tmp_path / "results" / "rerank-on"
+    results.mkdir(parents=True)
+    (results / f"report.html.tmp-{first.pid}-x").write_text("half")
+    # A benchmark that is running writes there without holding the folder.
+    (results / f"bench.json.tmp-{os.getpid()}-x").write_text("half")
     with data_lock(tmp_path):
         assert f"(-c, pid {first.pid} on " in caplog.text
         assert "ended without a word; its finished work is kept." in caplog.text
-        assert "Removed 1 half-written file(s)" in caplog.text
+        assert "Removed 2 half-written file(s)" in caplog.text
+        assert [path.name for path in results.iterdir()] == [f"bench.json.tmp-{os.getpid()}-x"]
         assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == os.getpid()
         assert not list((tmp_path / "runs").iterdir())
     assert (tmp_path / LOCK_NAME).read_text() == ""
