@@ -107,7 +107,7 @@ def _plot(path: Path, rows: Sequence[dict[str, float]]) -> None:
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.add_subplot()
     axes.semilogx([row["questions"] for row in rows], [row["peak_gb"] for row in rows], "o-", color="#4878a8")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15 * max(row["peak_gb"] for row in rows))
     axes.set_xlabel("questions")
     axes.set_ylabel("peak memory of the search, GB")
     axes.grid(alpha=0.3)
