@@ -91,6 +91,7 @@ def _model_speed(bi_encoder: ResolvedModel, reranker: ResolvedModel, folder: Pat
 
 
 def _plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -98,9 +99,10 @@ def _plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     names = list(rows[0]["seconds"])
     labels = [f"{row['questions']:,} q\n{row['documents']:,} d" for row in rows]
     bottom = np.zeros(len(rows))
-    for name in names:
+    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    for name, colour in zip(names, colours, strict=False):
         values = np.array([row["seconds"][name] for row in rows])
-        axes.bar(labels, values, bottom=bottom, label=name)
+        axes.bar(labels, values, bottom=bottom, label=name, color=colour)
         bottom += values
     axes.set_ylabel("seconds outside the models")
     axes.legend(fontsize=8)
