@@ -46,7 +46,7 @@ def read_run(path: Path, corpus: Corpus, queries: Queries) -> tuple[Run, Mapping
                     f"{fingerprint}). Add --limit {made_over}, or make it anew: {SEARCH_COMMAND}"
                 )
             raise UserError(
-                f"{path}: made over the {what} {found[what]} ({manifest.counts.get('questions', 0)} questions), here "
+                f"{path}: made over the {what} {found[what]} ({made_over} questions), here "
                 f"they are {fingerprint} ({len(queries)} questions). Only runs over the same "
                 f"corpus and questions go together: name its own (--data-dir, --questions, --limit), or make it anew: "
                 f"{SEARCH_COMMAND}"

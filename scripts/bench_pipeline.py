@@ -99,10 +99,10 @@ def _plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     names = list(rows[0]["seconds"])
     labels = [f"{row['questions']:,} q\n{row['documents']:,} d" for row in rows]
     bottom = np.zeros(len(rows))
-    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
-    for name, colour in zip(names, colours, strict=False):
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)  # type: ignore[attr-defined]
+    for name in names:
         values = np.array([row["seconds"][name] for row in rows])
-        axes.bar(labels, values, bottom=bottom, label=name, color=colour)
+        axes.bar(labels, values, bottom=bottom, label=name)
         bottom += values
     axes.set_ylabel("seconds outside the models")
     axes.legend(fontsize=8)

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from src.core.artifacts import fingerprint
 from src.core.pair_scores import PairScores
 from src.core.storage import DataFolder, save_run
@@ -24,7 +22,7 @@ from src.models.resolve import ResolvedModel
 from src.quality.evaluate import Evaluation, evaluate
 from src.quality.fit import BlendFit, FusionFit, fit_blend
 from src.retrieval import Retrieval, SearchPlan, retrieve
-from src.stages.rerank import CandidateScorer, PassageTexts, blend_in_blocks, combine_scores, unchanged
+from src.stages.rerank import CandidateScorer, PassageTexts, blend, combine_scores, unchanged
 from src.stages.submit import check_depth, write_submission
 from src.stages.variants import QueryVariants, merge_wordings, questions_to_read
 
@@ -78,7 +76,7 @@ def rerank_candidates(
     scores = candidate_scores(data, corpus, chunks, queries, found, plan, device, profiler, bars)
 
     def blended(weight: float) -> Run:
-        return blend_in_blocks(candidates, scores, weight, "rerank-on", found.spool)
+        return blend(candidates, scores, weight, "rerank-on", found.spool)
 
     if plan.fit_blend and qrels is not None:
         return fit_blend(candidates, plan.blend_weight, blended, corpus, qrels)
@@ -117,13 +115,8 @@ def candidate_scores(
         _model_scores(model, data, corpus, chunks, queries, found, plan, device, profiler, bars, load_first, read_only)
         for model, _ in plan.rerankers
     ]
-    if len(scores) == 1:
-        return scores[0]
-    candidates, weights = found.fused.cut(plan.candidate_k), [weight for _, weight in plan.rerankers]
-    return found.spool.filled(
-        len(queries), (candidates.depth,), np.float32,
-        lambda rows: combine_scores(candidates.part(rows), [part[rows] for part in scores], weights),
-    )  # fmt: skip
+    weights = [weight for _, weight in plan.rerankers]
+    return combine_scores(found.fused.cut(plan.candidate_k), scores, weights, found.spool)
 
 
 def _model_scores(

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from src.quality.fit import FusionFit, fit_fusion
 from src.stages.fuse import Method, Weighted, fuse, fuse_wordings
 from src.stages.index import Bm25Index, FaissIndex
 from src.stages.late_interaction import late_scores, late_scores_in_blocks
-from src.stages.rerank import blend_in_blocks
+from src.stages.rerank import blend
 from src.stages.retrieve import PassageChoice, choose_passages, dense_run, follow_documents, lexical_run
 from src.stages.variants import QueryVariants, RerankerQuery
 
@@ -166,8 +166,12 @@ def retrieve(
                 encoder, asked, indices, profiler, bars, key == late_key, spool
             )
             question_tokens = question_tokens or tokens
+        depth = plan.depth_chunks if encoder.unit == "chunk" else plan.depth_documents
         with profiler.stage("dense search", len(asked), "questions"):
-            add(_dense(encoder, index, query_vectors[key], units, asked, corpus, plan, spool))
+            run = dense_run(
+                encoder.name, index, query_vectors[key], units.docs, asked, corpus, depth, plan.depth_documents, spool
+            )
+        add(Weighted(run, encoder.weight))
         if encoder.unit == "chunk" and chunk_choice is None:
             vectors = load_vectors(data.embeddings(encoder.name), len(chunks), BUILD_COMMAND)
             chunk_choice = (query_vectors[key][: len(queries)], vectors)
@@ -183,7 +187,7 @@ def retrieve(
     before_late = None
     if late is not None and question_tokens is not None:
         scores = _late_scores(data, units_by("chunk"), question_tokens, passages, late, indices, profiler, bars, spool)
-        before, fused = fused, blend_in_blocks(fused, scores, plan.late_weight, "fused", spool)
+        before, fused = fused, blend(fused, scores, plan.late_weight, "fused", spool)
         passages = _following(passages, before, fused, spool)
         before_late = before, scores
     return Retrieval(
@@ -325,31 +329,15 @@ def _encode_queries(
         counts = [model.token_counts(queries.texts[rows], "query") for rows in blocks(len(queries))]
         offsets = offsets_of(np.concatenate(counts))
         values = spool.array((int(offsets[-1]), model.token_dimension), np.float16)
+        tokens = TokenVectors(values, offsets)
         for rows in blocks(len(queries)):
-            vectors[rows], tokens = model.encode_tokens(queries.texts[rows], "query", indices.batch_size, progress)
-            values[offsets[rows.start] : offsets[rows.stop]] = tokens.values
-    return vectors, TokenVectors(values, offsets)
+            keep = partial(_store, tokens.part(rows))
+            vectors[rows] = model.encode(queries.texts[rows], "query", indices.batch_size, progress, keep)
+    return vectors, tokens
 
 
-def _dense(
-    encoder: EncoderPlan,
-    index: FaissIndex,
-    vectors: Floats,
-    units: Units,
-    queries: Queries,
-    corpus: Corpus,
-    plan: SearchPlan,
-    spool: Spool,
-) -> Weighted:
-    name, depth = encoder.name, plan.depth_chunks if encoder.unit == "chunk" else plan.depth_documents
-
-    def made(rows: slice) -> Run:
-        return dense_run(
-            name, index, vectors[rows], units.docs, queries.part(rows), corpus, depth, plan.depth_documents
-        )
-
-    run = Run.in_blocks(name, queries.query_ids, plan.depth_documents, corpus.fingerprint, spool, made)
-    return Weighted(run, encoder.weight)
+def _store(tokens: TokenVectors, number: int, vectors: Floats) -> None:
+    tokens[number][:] = vectors
 
 
 def _lexical(
@@ -370,11 +358,7 @@ def _lexical(
             index = Bm25Index.load(folder)
         except (OSError, ValueError, KeyError) as error:
             raise StaleArtifactError(f"{folder}: cannot be read ({error}). Run: {BUILD_COMMAND}") from error
-    name, depth = f"bm25-{unit}", plan.depth_chunks if unit == "chunk" else plan.depth_bm25
-
-    def made(rows: slice) -> Run:
-        return lexical_run(name, index, units.docs, queries.part(rows), corpus, depth, plan.depth_bm25)
-
+    depth = plan.depth_chunks if unit == "chunk" else plan.depth_bm25
     with profiler.stage("BM25", len(queries), "questions"):
-        run = Run.in_blocks(name, queries.query_ids, plan.depth_bm25, corpus.fingerprint, spool, made)
+        run = lexical_run(f"bm25-{unit}", index, units.docs, queries, corpus, depth, plan.depth_bm25, spool)
     return Weighted(run, plan.bm25_weights[unit], absent_is_zero=True)

@@ -159,12 +159,10 @@ class PairScores:
 
     def save(self) -> None:
         """Write what was added since the last save, atomically; see ``read_only``."""
-        if not self._new:
+        added, self._new = self._new, []
+        if not added or self.read_only:
             return
-        table = pa.table([np.concatenate(column) for column in zip(*self._new, strict=True)], schema=_SCHEMA)
-        self._new = []
-        if self.read_only:
-            return
+        table = pa.table([np.concatenate(column) for column in zip(*added, strict=True)], schema=_SCHEMA)
         self._segment_tables.append(table)
         whole = pa.concat_tables(self._segment_tables)
         buffer = io.BytesIO()

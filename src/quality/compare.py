@@ -160,9 +160,7 @@ def compare(runs: Sequence[Run], corpus: Corpus, queries: Queries, qrels: Qrels)
         differences = tuple(
             Difference(d.metric, d.change, d.test, d.p, next(adjusted), d.wins, d.losses, d.ties) for d in raw[run.name]
         )
-        # Below the end of the shorter list nothing is known of it: no page can be said to have fallen there.
-        depth = min(before.depth, run.depth)
-        losses = _worst_losses(before.cut(depth), run.cut(depth), corpus, queries, qrels)
+        losses = _worst_losses(before, run, corpus, queries, qrels, ranks)
         needed = labels_needed(hits[before.name], hits[run.name], POINTS_TO_SHOW) if "Hit@5" not in left_out else None
         pairs.append(PairedComparison(before.name, run.name, differences, losses, needed))
     return Comparison(len(labelled), len(queries) - len(labelled), summaries, tuple(pairs), ranks, left_out)
@@ -207,18 +205,22 @@ def _differences(before: Mapping[str, Values], after: Mapping[str, Values]) -> l
     return found
 
 
-def _worst_losses(before: Run, after: Run, corpus: Corpus, queries: Queries, qrels: Qrels) -> tuple[Loss, ...]:
+def _worst_losses(
+    before: Run, after: Run, corpus: Corpus, queries: Queries, qrels: Qrels, ranks: Mapping[str, np.ndarray]
+) -> tuple[Loss, ...]:
     labelled = [i for i, query_id in enumerate(queries.query_ids) if query_id in qrels.relevant]
-    ranks = {run.name: first_relevant_ranks(run, corpus, qrels) for run in (before, after)}
-    old, new = (np.where(ranks[run.name] == 0, np.inf, ranks[run.name]) for run in (before, after))
+    # Below the end of the shorter list nothing is known of it: no page can be said to have fallen there.
+    depth = min(before.depth, after.depth)
+    both = (ranks[before.name], ranks[after.name])
+    old, new = (np.where((found == 0) | (found > depth), np.inf, found) for found in both)
     fall = np.where(old < new, 1 / old - 1 / new, 0.0)
     losses = []
     for place in np.lexsort((np.arange(len(fall)), -fall))[:WORST_LOSSES].tolist():
         if fall[place] <= 0:
             break
         i = labelled[place]
-        rank_after = int(ranks[after.name][place]) or None
-        above = after.doc_rows[i][: rank_after - 1 if rank_after else after.depth]
+        rank_after = int(new[place]) if np.isfinite(new[place]) else None
+        above = after.doc_rows[i][: rank_after - 1 if rank_after else depth]
         stood_above = set(before.doc_rows[i][: int(old[place]) - 1].tolist())
         newcomers = [row for row in above.tolist() if row != PAD and row not in stood_above]
         losses.append(

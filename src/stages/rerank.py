@@ -31,55 +31,62 @@ def standardize_rows(scores: Floats, filled: np.ndarray) -> Floats:
     return result
 
 
-def blend(candidates: Run, pair_scores: Floats, weight: float, name: str) -> Run:
+def blend(candidates: Run, pair_scores: Floats, weight: float, name: str, spool: Spool | None = None) -> Run:
     """Order candidates by ``(1 - weight) * z(stage one) + weight * z(cross-encoder)``, z-scores per question.
 
     Args:
         candidates: [Q, K], scores of stage one.
         pair_scores: float32 [Q, K], scores of the cross-encoder; ignored where there is no candidate.
         weight: 0 keeps the order of stage one, 1 takes the cross-encoder alone.
+        spool: where the blended run lies; by default in memory.
     """
-    filled = candidates.doc_rows != PAD
-    mixed = (1.0 - weight) * standardize_rows(candidates.scores, filled) + weight * standardize_rows(
-        pair_scores, filled
-    )
-    rows = np.full(candidates.doc_rows.shape, PAD, dtype=np.int32)
-    scores = np.zeros(candidates.doc_rows.shape, dtype=np.float32)
-    for i in range(len(candidates.query_ids)):
-        keep = filled[i]
-        rows[i], scores[i] = ranked(candidates.doc_rows[i][keep], mixed[i][keep].astype(np.float32), candidates.depth)
-    return Run(name, candidates.query_ids, rows, scores, candidates.corpus_fingerprint)
 
+    def made(part: slice) -> Run:
+        run = candidates.part(part)
+        filled = run.doc_rows != PAD
+        mixed = (1.0 - weight) * standardize_rows(run.scores, filled) + weight * standardize_rows(
+            pair_scores[part], filled
+        )
+        rows = np.full(run.doc_rows.shape, PAD, dtype=np.int32)
+        scores = np.zeros(run.doc_rows.shape, dtype=np.float32)
+        for i in range(len(run.query_ids)):
+            keep = filled[i]
+            rows[i], scores[i] = ranked(run.doc_rows[i][keep], mixed[i][keep].astype(np.float32), run.depth)
+        return Run(name, run.query_ids, rows, scores, run.corpus_fingerprint)
 
-def blend_in_blocks(candidates: Run, pair_scores: Floats, weight: float, name: str, spool: Spool) -> Run:
-    """As :func:`blend`; the blended run lies in a spool."""
     return Run.in_blocks(
-        name, candidates.query_ids, candidates.depth, candidates.corpus_fingerprint, spool,
-        lambda rows: blend(candidates.part(rows), pair_scores[rows], weight, name),
-    )  # fmt: skip
+        name, candidates.query_ids, candidates.depth, candidates.corpus_fingerprint, spool or Spool(), made
+    )
 
 
-def combine_scores(candidates: Run, scores: Sequence[Floats], weights: Sequence[float]) -> Floats:
+def combine_scores(
+    candidates: Run, scores: Sequence[Floats], weights: Sequence[float], spool: Spool | None = None
+) -> Floats:
     """One score of several cross-encoders: the weighted mean of their z-scores per question; of one, its own score.
 
     Args:
         candidates: [Q, K].
         scores: float32 [Q, K] of each cross-encoder.
         weights: one for each, above 0.
+        spool: where the result lies; by default in memory.
 
     Returns:
         float32 [Q, K].
     """
     if len(scores) == 1:
         return scores[0]
-    filled = candidates.doc_rows != PAD
     total = sum(weights)
-    mixed = sum(
-        (weight / total * standardize_rows(values, filled) for values, weight in zip(scores, weights, strict=True)),
-        start=np.zeros(filled.shape),
-    )
-    result: Floats = mixed.astype(np.float32)
-    return result
+
+    def made(rows: slice) -> Floats:
+        filled = candidates.doc_rows[rows] != PAD
+        mixed = sum(
+            (weight / total * standardize_rows(of[rows], filled) for of, weight in zip(scores, weights, strict=True)),
+            start=np.zeros(filled.shape),
+        )
+        result: Floats = mixed.astype(np.float32)
+        return result
+
+    return (spool or Spool()).filled(len(candidates.query_ids), (candidates.depth,), np.float32, made)
 
 
 @dataclass(frozen=True)

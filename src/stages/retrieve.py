@@ -1,16 +1,14 @@
 """Retrieve: questions against one index; scores of chunks become scores of documents by maximum."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 
+from src.core.spool import Spool
 from src.core.text import terms
 from src.core.types import PAD, Chunks, Corpus, DenseIndex, Floats, LexicalIndex, Queries, Rows, Run, ranked
 
 PassageChoice = Literal["best", "first"]
-
-_BLOCK = 1024
 
 
 def to_documents(units: Rows, scores: Floats, unit_docs: Rows, depth: int) -> tuple[Rows, Floats]:
@@ -45,6 +43,7 @@ def dense_run(
     corpus: Corpus,
     unit_depth: int,
     depth: int,
+    spool: Spool | None = None,
 ) -> Run:
     """Search unit vectors.
 
@@ -53,34 +52,35 @@ def dense_run(
         unit_docs: int32 [U], document of each indexed unit.
         unit_depth: units to fetch per question.
         depth: documents to keep per question.
+        spool: where the run lies; by default in memory.
     """
-    rows, values = _in_blocks(
-        lambda start, stop: index.search(query_vectors[start:stop], unit_depth), len(queries), unit_docs, depth
-    )
-    return Run(name, queries.query_ids, rows, values, corpus.fingerprint)
 
+    def made(rows: slice) -> Run:
+        found = to_documents(*index.search(query_vectors[rows], unit_depth), unit_docs, depth)
+        return Run(name, queries.query_ids[rows], *found, corpus.fingerprint)
 
-def _in_blocks(
-    search: Callable[[int, int], tuple[Rows, Floats]], questions: int, unit_docs: Rows, depth: int
-) -> tuple[Rows, Floats]:
-    """Documents of all questions; their units, which are many more, are in memory for a block of questions alone."""
-    rows = np.full((questions, depth), PAD, dtype=np.int32)
-    scores = np.zeros((questions, depth), dtype=np.float32)
-    for start in range(0, questions, _BLOCK):
-        stop = min(start + _BLOCK, questions)
-        rows[start:stop], scores[start:stop] = to_documents(*search(start, stop), unit_docs, depth)
-    return rows, scores
+    # In blocks: the units of a question are many more than its documents.
+    return Run.in_blocks(name, queries.query_ids, depth, corpus.fingerprint, spool or Spool(), made)
 
 
 def lexical_run(
-    name: str, index: LexicalIndex, unit_docs: Rows, queries: Queries, corpus: Corpus, unit_depth: int, depth: int
+    name: str,
+    index: LexicalIndex,
+    unit_docs: Rows,
+    queries: Queries,
+    corpus: Corpus,
+    unit_depth: int,
+    depth: int,
+    spool: Spool | None = None,
 ) -> Run:
     """Search stemmed terms; documents without a matching term do not enter. Arguments as in :func:`dense_run`."""
-    rows, values = _in_blocks(
-        lambda start, stop: index.search([terms(text) for text in queries.texts[start:stop]], unit_depth),
-        len(queries), unit_docs, depth,
-    )  # fmt: skip
-    return Run(name, queries.query_ids, rows, values, corpus.fingerprint)
+
+    def made(rows: slice) -> Run:
+        asked = [terms(text) for text in queries.texts[rows]]
+        found = to_documents(*index.search(asked, unit_depth), unit_docs, depth)
+        return Run(name, queries.query_ids[rows], *found, corpus.fingerprint)
+
+    return Run.in_blocks(name, queries.query_ids, depth, corpus.fingerprint, spool or Spool(), made)
 
 
 def best_chunks(run: Run, chunks: Chunks, query_vectors: Floats, chunk_vectors: Floats, count: int) -> Rows:
