@@ -169,23 +169,26 @@ class Moved:
 
 def moved(before: Run, after: Run) -> Moved:
     """Compare two runs over the same questions."""
-    old, new = before.doc_rows[:, :TOP], after.doc_rows[:, :TOP]
-    filled = new != PAD
-    place = np.zeros(new.shape, dtype=np.int64)
-    for rows in blocks(len(new)):
+    count = len(before.query_ids)
+    came, gap = np.zeros(count, dtype=np.int64), np.full(count, np.inf)
+    other_first, new_share, origins = 0, 0.0, dict.fromkeys(_ORIGINS, 0)
+    for part in blocks(count):
+        old, new, scores = before.doc_rows[part], after.doc_rows[part, :TOP], after.scores[part, :2]
+        filled = new != PAD
+        place = np.zeros(new.shape, dtype=np.int64)
         for column in range(before.depth):
-            match = (before.doc_rows[rows, column : column + 1] == new[rows]) & filled[rows]
-            place[rows][match] = column + 1
-    came = (place > TOP).sum(axis=1)
-    counts = {_span(a, b): int(((place >= a) & ((place <= b) | (b == 0))).sum()) for a, b in _ORIGINS}
-    gap = np.full(len(new), np.inf)
-    if after.depth > 1:
-        two = after.doc_rows[:, 1] != PAD
-        gap[two] = (after.scores[:, 0] - after.scores[:, 1])[two]
-    size = np.maximum(filled.sum(axis=1), 1)
+            place[(old[:, column : column + 1] == new) & filled] = column + 1
+        came[part] = (place > TOP).sum(axis=1)
+        other_first += int((old[:, 0] != new[:, 0]).sum())
+        new_share += float((came[part] / np.maximum(filled.sum(axis=1), 1)).sum())
+        for first, last in origins:
+            origins[first, last] += int(((place >= first) & ((place <= last) | (last == 0))).sum())
+        if after.depth > 1:
+            two = new[:, 1] != PAD
+            gap[part][two] = (scores[:, 0] - scores[:, 1])[two]
     return Moved(
-        float((old[:, 0] != new[:, 0]).mean()), float((1 - came / size).mean()),
-        {name: count for name, count in counts.items() if count}, came, gap,
+        other_first / count, 1 - new_share / count,
+        {_span(*span): pages for span, pages in origins.items() if pages}, came, gap,
     )  # fmt: skip
 
 

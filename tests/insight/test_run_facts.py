@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from src.core import spool
 from src.core.types import PAD, Corpus, Qrels, Queries, Run
 from src.insight.run_facts import furthest, measure, moved, worst
 
@@ -86,6 +87,18 @@ def test_moves_need_no_labels() -> None:
     assert found.kept == pytest.approx(0.9)
     assert found.origins == {"1": 3, "2 to 3": 8, "4 to 5": 7, "6 to 10": 2}
     assert found.gap.tolist() == [1.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_moves_in_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = moved(BEFORE, AFTER)
+    monkeypatch.setattr(spool, "BLOCK", block)
+    found = moved(BEFORE, AFTER)
+    assert (found.first_changed, found.kept, found.origins) == (
+        whole.first_changed, pytest.approx(whole.kept), whole.origins
+    )  # fmt: skip
+    assert found.new.tolist() == whole.new.tolist()
+    assert found.gap.tolist() == whole.gap.tolist()
 
 
 def test_lists_of_one_page_have_no_gap() -> None:
