@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import random
 import shutil
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from src.quality.adapter import load_adapter, read_recipe, save_adapter, wrap_wi
 from src.quality.augment import Rewriter, pairs_by_rule
 from src.quality.compare import compare
 from src.quality.crossval import LabelledCandidates, ScorePairs, out_of_fold_scores, split_folds
-from src.quality.mining import Example, Miner, read_pairs
+from src.quality.mining import MARGIN, Example, Miner, read_pairs
 from src.quality.training import Source, Trainer, TrainingSettings, describe_sources, held_out_accuracy
 from src.retrieval import retrieve
 from src.stages.chunk import sentence_spans
@@ -45,14 +46,15 @@ MOST_HELD_OUT = 200
 FEWEST_HELD_OUT = 20
 
 
-def _pair_sources(files: Sequence[PairFile], seed: int, miner: Miner) -> list[Source]:
+def _pair_sources(files: Sequence[PairFile], complete: Sequence[Path], seed: int, miner: Miner) -> list[Source]:
     sources = []
     for path, share, count in files:
         pairs = read_pairs(path)
         rewriter = Rewriter(list(dict.fromkeys(passage for _, passage in pairs)))
         if count is not None and len(pairs) > count:
             pairs = [pairs[i] for i in sorted(random.Random(seed).sample(range(len(pairs)), count))]
-        sources.append(Source(path.stem, miner.examples(pairs), share, rewriter))
+        margin = math.inf if path in complete else MARGIN
+        sources.append(Source(path.stem, miner.examples(pairs, margin=margin), share, rewriter))
     return sources
 
 
@@ -233,7 +235,7 @@ def _run(settings: Settings, flags: argparse.Namespace, models: Path, target: Pa
     labelled = _labelled(flags, settings, resolver) if use_labels else None
     if flags.pairs or flags.rule_pairs:
         miner = _miner(resolver, device, models, cpu_engine(settings))
-        sources += _pair_sources(files, flags.seed, miner)
+        sources += _pair_sources(files, flags.fully_labelled, flags.seed, miner)
         sources += _rule_sources(flags, settings, resolver, miner) if flags.rule_pairs else []
     if labelled is not None:
         sources.append(Source("labels", labelled.examples(labelled.labelled)))

@@ -31,7 +31,13 @@ def training_parser(settings: Settings) -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--pairs", nargs="*", default=[], metavar="FILE[=SHARE[:N]]",
-        help="JSON lines {question, passage}; share of the questions drawn, most pairs to use (default: none)",
+        help="JSON lines {question, passage} or {questions: [...], passage}; share of the questions drawn, most pairs "
+        "to use (default: none)",
+    )  # fmt: skip
+    add(
+        "--fully-labelled", nargs="*", default=[], type=Path, metavar="FILE",
+        help="those of --pairs that give every right passage of a question; elsewhere a passage nearer to the "
+        "question than its right one is taken for another right one, and left out (default: none)",
     )  # fmt: skip
     add(
         "--rule-pairs", type=int, default=0, metavar="N",
@@ -162,6 +168,9 @@ def check_flags(flags: argparse.Namespace) -> None:
         path = file_share_and_size(text)[0]
         if not path.is_file():
             raise UserError(f"--pairs {path}: no such file. Give a JSON-lines file of {{question, passage}}.")
+    for path in flags.fully_labelled:
+        if path not in [file_share_and_size(text)[0] for text in flags.pairs]:
+            raise UserError(f"--fully-labelled {path}: not among --pairs. Name it there too, with the same path.")
     if flags.continue_from is not None:
         read_recipe(flags.continue_from)
 

@@ -24,6 +24,7 @@ Pair = tuple[str, str]
 
 DENSE_DEPTH = 30
 LEXICAL_DEPTH = 10
+MARGIN = 0.03
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +39,11 @@ class Example:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Read (question, passage) pairs from JSON lines ``{"question": ..., "passage": ...}``.
+    """Read (question, passage) pairs from JSON lines ``{"question": ..., "passage": ...}``; ``"questions": [...]``
+    gives a passage several.
 
     Raises:
-        UserError: where the file is missing or empty, or a line has not both fields.
+        UserError: where the file is missing or empty, or a line has not these fields.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file of training pairs. Give --pairs a JSON-lines file.")
@@ -52,7 +54,10 @@ def read_pairs(path: Path) -> list[Pair]:
                 continue
             try:
                 record = json.loads(line)
-                pairs.append((str(record["question"]).strip(), str(record["passage"]).strip()))
+                questions = record["questions"] if "questions" in record else [record["question"]]
+                if not isinstance(questions, list):
+                    raise TypeError("questions is not a list")
+                pairs.extend((str(question).strip(), str(record["passage"]).strip()) for question in questions)
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     f'{path}, line {number}: expected {{"question": "...", "passage": "..."}} ({error!r}).'
@@ -69,7 +74,7 @@ def mine_negatives(
     dense_scores: Callable[[int, int], npt.NDArray[np.float32]],
     lexical_top: Callable[[int, int], Sequence[Sequence[int]]],
     dense_depth: int = DENSE_DEPTH,
-    margin: float = 0.03,
+    margin: float = MARGIN,
     block: int = 256,
 ) -> list[tuple[int, ...]]:
     """Hard negatives per question.
@@ -84,6 +89,7 @@ def mine_negatives(
         passages: N texts.
         dense_scores: (first question, last + 1) -> cosine float32 [block, N].
         lexical_top: (first question, last + 1) -> rows of the best passages by BM25, for each question.
+        margin: infinite where every right answer is labelled.
 
     Returns:
         For each question the rows of its negatives, nearest first (may be empty).
@@ -154,12 +160,15 @@ class Miner:
         self.cache = cache
         self.bars = bars
 
-    def examples(self, pairs: Sequence[Pair], extra_passages: Sequence[str] = ()) -> list[Example]:
+    def examples(
+        self, pairs: Sequence[Pair], extra_passages: Sequence[str] = (), margin: float = MARGIN
+    ) -> list[Example]:
         """One example per distinct question.
 
         Args:
             pairs: (question, right passage); a question may come several times.
             extra_passages: further passages that may serve as negatives.
+            margin: see :func:`mine_negatives`.
         """
         passages = list(dict.fromkeys([*(passage for _, passage in pairs), *extra_passages]))
         row_of = {passage: row for row, passage in enumerate(passages)}
@@ -168,12 +177,13 @@ class Miner:
             rows.setdefault(question, set()).add(row_of[passage])
         questions = list(rows)
         positives = [frozenset(found) for found in rows.values()]
-        key = fingerprint([self.encoder_fingerprint, questions, [sorted(p) for p in positives], passages])
+        made_from = [self.encoder_fingerprint, questions, [sorted(p) for p in positives], passages]
+        key = fingerprint(made_from if margin == MARGIN else [*made_from, margin])
         path = self.cache / f"{key}.json"
         if path.is_file():
             negatives = json.loads(path.read_text(encoding="utf-8"))
         else:
-            negatives = self._mine(questions, positives, passages)
+            negatives = self._mine(questions, positives, passages, margin)
             write_json(path, negatives)
         return [
             Example(question, passages[min(positive)], tuple(passages[row] for row in found))
@@ -181,7 +191,7 @@ class Miner:
         ]
 
     def _mine(
-        self, questions: Sequence[str], positives: Sequence[frozenset[int]], passages: Sequence[str]
+        self, questions: Sequence[str], positives: Sequence[frozenset[int]], passages: Sequence[str], margin: float
     ) -> list[tuple[int, ...]]:
         # Half precision changes no cosine by more than the margin, and mining needs no exact order.
         device = self.encoder.model.device.type
@@ -203,4 +213,5 @@ class Miner:
             passages,
             lambda start, stop: question_vectors[start:stop] @ passage_vectors.T,
             lexical_top,
+            margin=margin,
         )

@@ -18,12 +18,21 @@ def test_negatives_by_hand() -> None:
     )
     # Row 0 is the positive, row 1 repeats it, row 3 lies above 0.80 + 0.03, row 4 is not among the 3 + 1 nearest.
     assert found == [(2, 5)]
+    complete = mine_negatives(
+        ["q"], [frozenset({0})], passages, lambda a, b: cosines[a:b], lambda a, b: [[5, 0]], 3, np.inf
+    )
+    assert complete == [(3, 2, 5)]
 
 
 def test_read_pairs(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"question": " a ", "passage": "b"}\n\n{"question": "c", "passage": "d"}\n', encoding="utf-8")
     assert read_pairs(path) == [("a", "b"), ("c", "d")]
+    path.write_text('{"questions": ["a", "b "], "passage": "c"}\n{"question": "d", "passage": "e"}\n', encoding="utf-8")
+    assert read_pairs(path) == [("a", "c"), ("b", "c"), ("d", "e")]
+    path.write_text('{"questions": "ab", "passage": "c"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"line 1: .*questions is not a list"):
+        read_pairs(path)
     path.write_text('{"question": "a", "passage": "b"}\n{"question": "c"}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"pairs\.jsonl, line 2: expected"):
         read_pairs(path)
@@ -51,6 +60,8 @@ def test_the_miner_keeps_what_it_found(bi_encoder: Path, tmp_path: Path) -> None
     assert len(calls) == 2
     miner.examples(pairs)
     assert len(calls) == 4
+    miner.examples(pairs, margin=float("inf"))
+    assert len(calls) == 6
 
 
 def test_labelled_examples_by_hand() -> None:

@@ -209,6 +209,7 @@ def test_what_cannot_be_trained_on(project: Project, tmp_path: Path, monkeypatch
         (["--rule-share", "-1"], "--rule-share -1: a number above 0 is needed"),
         (["--rule-pairs", "-5"], "--rule-pairs -5: a number of pairs is needed, or 0 for none"),
         (["--no-use-labels"], "--no-use-labels leaves nothing to train on"),
+        (["--fully-labelled", "no.jsonl"], "--fully-labelled no.jsonl: not among --pairs"),
         (["--pairs", "no.jsonl=0.5"], "--pairs no.jsonl: no such file"),
         (["--continue-from", "nowhere"], "nowhere/recipe.json: missing"),
     ],
