@@ -155,8 +155,9 @@ def _model_scores(
         stage.items, stage.unit = len(queries) + len(passages.texts), "texts"
     with profiler.stage("rerank", unit="pairs") as stage, bars("Processing queries", len(queries)) as progress:
         scores = reranker.pair_scores(queries, candidates, progress, tables, found.spool)
-        shape = ModelShape.of(model.directory)
-        stage.items, stage.tokens, stage.arithmetic = reranker.scored, reranker.tokens, scorer.arithmetic
+        shape = ModelShape.of(model.directory) if scorer.joint else None
+        stage.items, stage.arithmetic = reranker.scored, scorer.arithmetic
+        stage.tokens = reranker.tokens if scorer.joint else 0
         stage.flops = 0.0 if shape is None else shape.flops(reranker.tokens, reranker.squared_tokens)
     log.info("Pairs: %s scored, %s kept from earlier runs", f"{reranker.scored:,}", f"{reranker.reused:,}")
     return merge_wordings(scores, owners, plan.reranker_query)

@@ -16,6 +16,7 @@ from src.engine.batches import TokenBatch, token_budget_batches
 from src.engine.devices import CpuEngine, Precision, every_device, explain_loading, settled_precision
 from src.engine.library_scorer import LibraryScorer
 from src.engine.memory_limit import DoesNotFitError
+from src.engine.multi_vector_scorer import MultiVectorScorer, is_multi_vector
 from src.engine.openvino_backend import OpenVinoBackend
 from src.engine.openvino_graphs import BackendUnavailableError
 from src.engine.packed_backend import PackedBackend
@@ -52,9 +53,11 @@ class PairScorer(Protocol):
 
     Attributes:
         max_length: most tokens in a pair.
+        joint: whether question and passage are read together, so that a pair costs what its tokens cost.
     """
 
     max_length: int
+    joint: bool
 
     def load(self) -> None:
         """Load the weights, once; scoring does so by itself. Tokenising needs none."""
@@ -106,6 +109,8 @@ class CrossEncoderScorer:
     Raises:
         UserError: where the model has not exactly one logit, or its files cannot be loaded.
     """
+
+    joint = True
 
     def __init__(
         self,
@@ -284,6 +289,11 @@ def make_scorer(
         UserError: where the model is no reranker.
     """
     precision = settled_precision(precision, device)
+    with explain_loading("CROSS_ENCODER_MODEL", directory):
+        late = is_multi_vector(directory)
+    if late:
+        log.info("%s is a late-interaction model: sentence-transformers runs it, a passage once.", directory.name)
+        return MultiVectorScorer(directory, device, batch_size, max_length, precision, remote_code)
     reason = needs_library(directory)
     if reason is not None:
         log.info("%s is %s: sentence-transformers runs it (the slow path).", directory.name, reason)

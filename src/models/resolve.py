@@ -27,11 +27,11 @@ EMBEDDED: dict[Role, str] = {
 CONNECT_TIMEOUT_SECONDS = 5.0
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 # What the fingerprint of a directory reads, and what in it no loader reads or only copies the weights.
-_SHAPING = {".json", ".txt", ".model", ".spm", ".tiktoken", ".jinja", ".py", ".safetensors", ".bin"}
+_SHAPING = {".json", ".txt", ".model", ".spm", ".tiktoken", ".jinja", ".py", ".metadata", ".safetensors", ".bin"}
 _SHAPELESS = {MANIFEST_NAME, "training_args.bin", "trainer_state.json"}
 _SHAPELESS_FOLDERS = (".*", "onnx", "openvino", "checkpoint-*")
 _MODULES = "modules.json"  # what sentence-transformers puts around a transformer: pooling, layers
-_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.metadata")  # the last one is of Stanford's ColBERT
 
 log = logging.getLogger(__name__)
 _hashes: dict[tuple[str, int, int, int], str] = {}

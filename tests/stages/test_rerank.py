@@ -16,6 +16,7 @@ class WordOverlap:
     """A pair scorer that needs no model: shared letters of question and passage; it counts the pairs it is given."""
 
     longest_question = 20
+    joint = True
 
     def __init__(self) -> None:
         self.pairs: list[tuple[int, int]] = []
