@@ -167,7 +167,7 @@ def retrieve(
             )
             question_tokens = question_tokens or tokens
         depth = plan.depth_chunks if encoder.unit == "chunk" else plan.depth_documents
-        with profiler.stage("dense search", len(asked), "questions"):
+        with profiler.stage("dense search", len(asked), "searches"):
             run = dense_run(
                 encoder.name, index, query_vectors[key], units.docs, asked, corpus, depth, plan.depth_documents, spool
             )
@@ -359,6 +359,6 @@ def _lexical(
         except (OSError, ValueError, KeyError) as error:
             raise StaleArtifactError(f"{folder}: cannot be read ({error}). Run: {BUILD_COMMAND}") from error
     depth = plan.depth_chunks if unit == "chunk" else plan.depth_bm25
-    with profiler.stage("BM25", len(queries), "questions"):
+    with profiler.stage("BM25", len(queries), "searches"):
         run = lexical_run(f"bm25-{unit}", index, units.docs, queries, corpus, depth, plan.depth_bm25, spool)
     return Weighted(run, plan.bm25_weights[unit], absent_is_zero=True)
