@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from _cli import add_data_flags, main, set_up_threads
+
 from _doctor import Patient, examine
 from config import Settings
 

@@ -4,9 +4,10 @@ import logging
 from argparse import Namespace
 from collections.abc import Sequence
 
+from _cli import PROJECT_ROOT, main, preparation_parser
+
 from transformers import AutoTokenizer
 
-from _cli import PROJECT_ROOT, main, preparation_parser
 from _inputs import (
     Inputs,
     choose_inputs,

@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from _cli import PROJECT_ROOT, main, preparation_parser, set_up_threads
+
 from _inputs import choose_inputs, log_inputs, prepared_corpus
 from _plans import encoder_plans, index_plan, model_resolver
 from config import Settings

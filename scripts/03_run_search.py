@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from _cli import PROJECT_ROOT, add_data_flags, add_safety_flags, add_search_flags, main, set_up_threads
+
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import (
     cpu_engine,

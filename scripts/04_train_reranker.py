@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from _cli import PROJECT_ROOT, main, set_up_threads
+
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from _cli import PROJECT_ROOT, main, set_up_threads
 from _inputs import choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import cpu_engine, encoder_plans, index_plan, model_resolver, search_plan
 from _train_flags import PairFile, check_base, check_flags, check_lengths, file_share_and_size, training_parser

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
+
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, index_plan, model_resolver, reranker_plans, search_plan
 from _runs import differing_settings, find_run, read_run

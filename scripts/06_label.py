@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 
 from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer
+
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, model_resolver
 from _runs import SEARCH_COMMAND, find_run, read_run

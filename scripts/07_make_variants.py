@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer
+
 from _inputs import choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, model_resolver
 from _variants import FILE_NAME

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
+
 from _inputs import choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, index_plan, model_resolver, reranker_plans, search_plan
 from _variants import load_variants

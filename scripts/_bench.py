@@ -7,12 +7,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import _cli  # noqa: F401  (puts the project's folder on the path)
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.stats import spearmanr
 
-import _cli  # noqa: F401  (puts the project's folder on the path)
 from src.engine.devices import CpuEngine, Precision
 from src.engine.pair_scorer import CrossEncoderScorer, PairScorer, make_scorer
 from src.engine.torch_backend import TorchBackend

@@ -12,10 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from _signals import EXIT_INTERRUPTED, STOPPED, Stopped, stop_on_signals
+from _signals import EXIT_INTERRUPTED, STOPPED, Stopped, leave_on_signals, stop_on_signals
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT_ROOT))
+if Path(sys.argv[0]).resolve().parent == PROJECT_ROOT / "scripts":
+    leave_on_signals()  # until main begins; not where another program imports this
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

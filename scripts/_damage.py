@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 
 import _cli  # noqa: F401  (puts the project's folder on the path)
+
 from src.core.text import script_of
 
 _WORD = re.compile(r"[^\W\d_]+")

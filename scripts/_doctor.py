@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from _cli import PROJECT_ROOT
+
 import numpy as np
 import numpy.typing as npt
 from transformers import AutoTokenizer
 
-from _cli import PROJECT_ROOT
 from _inputs import Inputs, choose_inputs, chunking, load_queries, prepared_corpus
 from _plans import cpu_engine, encoder_plans, index_plan, reranker_plans, search_plan
 from config import Settings, differences

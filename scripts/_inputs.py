@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import _cli  # noqa: F401  (puts the project's folder on the path)
+
 from config import Settings
 from src.core.artifacts import MANIFEST_NAME, file_sha256, fingerprint, read_manifest, require_current
 from src.core.errors import StaleArtifactError, UserError

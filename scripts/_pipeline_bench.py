@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import _cli  # noqa: F401  (puts the project's folder on the path)
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-import _cli  # noqa: F401  (puts the project's folder on the path)
 from src.core.pair_scores import PairScores
 from src.core.storage import save_run
 from src.core.text import terms

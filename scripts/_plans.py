@@ -5,9 +5,10 @@ from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 
+from _cli import PROJECT_ROOT
+
 import torch
 
-from _cli import PROJECT_ROOT
 from config import Settings, differences
 from src.core.types import Chunks, Corpus, Queries
 from src.engine.devices import CpuEngine

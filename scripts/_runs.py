@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import _cli  # noqa: F401  (puts the project's folder on the path)
+
 from src.core.artifacts import check_files, full_check, read_manifest
 from src.core.errors import UserError
 from src.core.storage import load_run

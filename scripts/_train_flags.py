@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from _cli import add_data_flags, positive_integer
+
 from config import Settings
 from src.core.errors import UserError
 from src.core.memory import first_line, means_out_of_memory
@@ -169,8 +170,14 @@ def check_flags(flags: argparse.Namespace) -> None:
         if not path.is_file():
             raise UserError(f"--pairs {path}: no such file. Give a JSON-lines file of {{question, passage}}.")
     for path in flags.fully_labelled:
-        if path not in [file_share_and_size(text)[0] for text in flags.pairs]:
+        named = [file for file in map(file_share_and_size, flags.pairs) if file[0] == path]
+        if not named:
             raise UserError(f"--fully-labelled {path}: not among --pairs. Name it there too, with the same path.")
+        if any(count is not None for _, _, count in named):
+            raise UserError(
+                f"--fully-labelled {path}: --pairs takes a part of it, so right passages would be left out. Leave out "
+                "the number of pairs."
+            )
     if flags.continue_from is not None:
         read_recipe(flags.continue_from)
 

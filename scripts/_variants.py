@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from _cli import PROJECT_ROOT
+
 from config import Settings
 from src.core.artifacts import file_sha256
 from src.core.errors import UserError

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from _cli import PROJECT_ROOT, main, positive_integer
+
 from config import Settings
 from src.core.artifacts import write_json
 from src.core.errors import UserError

@@ -14,12 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from _cli import PROJECT_ROOT, main, positive_integer, set_up_threads
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import AutoTokenizer
 
-from _cli import PROJECT_ROOT, main, positive_integer, set_up_threads
 from _pipeline_bench import BATCH_SIZE, MAX_LENGTH, Sizes, make_files, run_stages
 from config import Settings
 from src.core.artifacts import write_json

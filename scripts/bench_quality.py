@@ -15,9 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from _cli import PROJECT_ROOT, main, positive_integer
+
 import pandas as pd
 
-from _cli import PROJECT_ROOT, main, positive_integer
 from config import Settings
 from src.core.artifacts import atomic_path, write_json
 from src.core.errors import UserError

@@ -12,13 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from _cli import PROJECT_ROOT, main, positive_integer, set_up_threads
+
 import numpy as np
 import torch
 from transformers import AutoTokenizer
 
 import _bench
 from _bench_peers import OPENVINO_BACKEND, peers
-from _cli import PROJECT_ROOT, main, positive_integer, set_up_threads
 from config import Settings
 from src.core.artifacts import fingerprint, write_json
 from src.core.errors import UserError

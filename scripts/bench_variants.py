@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
+from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
+
 import numpy as np
 
-from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
 from _damage import damage
 from _inputs import choose_inputs, load_queries, prepared_corpus
 from _plans import encoder_plans, index_plan, model_resolver, search_plan

@@ -167,7 +167,8 @@ def kept_pair_scores(
     data: DataFolder, model: ResolvedModel, scorer: PairScorer, fresh: bool, read_only: bool
 ) -> PairScores:
     """Scores that this model has given before, with the same limit of tokens and the same arithmetic."""
-    key = fingerprint([model.fingerprint, scorer.max_length, scorer.arithmetic])
+    made_from = [model.fingerprint, scorer.max_length, scorer.arithmetic]
+    key = fingerprint(made_from if scorer.joint else [*made_from, scorer.backend_name])
     return PairScores(data.runs / "pair_scores" / key, fresh, read_only)
 
 

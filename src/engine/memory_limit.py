@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from src.core.errors import UserError
 from src.core.memory import first_line, means_out_of_memory
 from src.engine.batches import TokenBatch
 
@@ -27,6 +28,23 @@ class DoesNotFitError(Exception):
     def __init__(self, row: int, tokens: int, device: str) -> None:
         super().__init__(f"an item of {tokens} tokens does not fit into the memory of {device}")
         self.row = row
+        self.tokens = tokens
+        self.device = device
+
+
+class PairTooLargeError(UserError):
+    """Memory does not hold a single pair.
+
+    Attributes:
+        question, passage: its rows in the two tables.
+        tokens: its length.
+        device: whose memory it is.
+    """
+
+    def __init__(self, question: int, passage: int, tokens: int, device: str) -> None:
+        super().__init__(f"question {question} and passage {passage}: a pair of {tokens} tokens does not fit {device}")
+        self.question = question
+        self.passage = passage
         self.tokens = tokens
         self.device = device
 

@@ -15,7 +15,7 @@ from src.core.errors import UserError
 from src.engine.batches import TokenBatch, token_budget_batches
 from src.engine.devices import CpuEngine, Precision, every_device, explain_loading, settled_precision
 from src.engine.library_scorer import LibraryScorer
-from src.engine.memory_limit import DoesNotFitError
+from src.engine.memory_limit import DoesNotFitError, PairTooLargeError
 from src.engine.multi_vector_scorer import MultiVectorScorer, is_multi_vector
 from src.engine.openvino_backend import OpenVinoBackend
 from src.engine.openvino_graphs import BackendUnavailableError
@@ -29,23 +29,6 @@ Pairs = npt.NDArray[np.int32]
 Scores = npt.NDArray[np.float32]
 
 log = logging.getLogger(__name__)
-
-
-class PairTooLargeError(UserError):
-    """Memory does not hold a single pair.
-
-    Attributes:
-        question, passage: its rows in the two tables.
-        tokens: its length.
-        device: whose memory it is.
-    """
-
-    def __init__(self, question: int, passage: int, tokens: int, device: str) -> None:
-        super().__init__(f"question {question} and passage {passage}: a pair of {tokens} tokens does not fit {device}")
-        self.question = question
-        self.passage = passage
-        self.tokens = tokens
-        self.device = device
 
 
 class PairScorer(Protocol):
@@ -334,6 +317,11 @@ def needs_library(directory: Path) -> str | None:
         raise UserError(
             f"CROSS_ENCODER_MODEL: {directory} is a bi-encoder (it has a pooling module), and would score at random. "
             "Name a cross-encoder, and this one in ENCODERS."
+        )
+    if "Dense" in types:
+        raise UserError(
+            f"CROSS_ENCODER_MODEL: {directory} is no cross-encoder (it has a Dense module, as encoders have), and "
+            "would score at random. Name a cross-encoder."
         )
     if any(kind != "Transformer" for kind in types):
         return "a model of several modules"

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 
 from src.core.errors import UserError
-from src.core.memory import first_line, means_out_of_memory
+from src.core.memory import means_out_of_memory
 from src.engine.devices import Precision, explain_loading, half_precision
+from src.engine.memory_limit import PairTooLargeError
 from src.engine.tokens import TokenTable, tokenize
 
 Pairs = npt.NDArray[np.int32]
@@ -78,11 +79,14 @@ class TextScorer:
         )["offset_mapping"]
         return [end for _, end in offsets]
 
-    def halving(self, work: Callable[[], T]) -> T:
+    def halving(self, work: Callable[[], T], largest: Callable[[], PairTooLargeError]) -> T:
         """What ``work`` returns; where memory runs out, ``batch_size`` is halved for the rest of the run.
 
+        Args:
+            largest: the error where a batch of one does not fit; it names what takes most.
+
         Raises:
-            UserError: where memory does not hold a batch of one.
+            PairTooLargeError: that one.
         """
         while True:
             try:
@@ -90,15 +94,14 @@ class TextScorer:
             except (MemoryError, RuntimeError) as error:
                 if not means_out_of_memory(error):
                     raise
-                reason = first_line(error)
+            # Only here is the error, and with it the tensors that its frames hold, gone.
+            if self.device.startswith("cuda"):
+                torch.cuda.empty_cache()
             if self.batch_size == 1:
-                raise UserError(
-                    f"one pair alone does not fit into the memory of {self.device} ({reason[:100]}). Lower "
-                    "RERANKER_MAX_LENGTH, or name a smaller CROSS_ENCODER_MODEL."
-                )
+                raise largest()
             self.batch_size //= 2
             log.warning(
-                "WARNING: the cross-encoder ran out of memory on %s: %d pairs at a time from now on.",
+                "WARNING: the cross-encoder ran out of memory on %s: %d at a time from now on.",
                 self.device, self.batch_size,
             )  # fmt: skip
 

@@ -187,7 +187,7 @@ def moved(before: Run, after: Run) -> Moved:
             two = new[:, 1] != PAD
             gap[part][two] = (scores[:, 0] - scores[:, 1])[two]
     return Moved(
-        other_first / count, 1 - new_share / count,
+        other_first / max(1, count), 1 - new_share / max(1, count),
         {_span(*span): pages for span, pages in origins.items() if pages}, came, gap,
     )  # fmt: skip
 

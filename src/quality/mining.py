@@ -55,8 +55,8 @@ def read_pairs(path: Path) -> list[Pair]:
             try:
                 record = json.loads(line)
                 questions = record["questions"] if "questions" in record else [record["question"]]
-                if not isinstance(questions, list):
-                    raise TypeError("questions is not a list")
+                if not isinstance(questions, list) or not all(isinstance(text, str) for text in questions):
+                    raise TypeError("questions is not a list of texts")
                 pairs.extend((str(question).strip(), str(record["passage"]).strip()) for question in questions)
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(

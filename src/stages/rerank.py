@@ -12,7 +12,8 @@ from src.core.pace import Pace
 from src.core.pair_scores import Hashes, PairScores, hash_texts
 from src.core.spool import Spool, blocks
 from src.core.types import PAD, Chunks, Corpus, Floats, Progress, Queries, Rows, Run, passage_text, ranked
-from src.engine.pair_scorer import PairScorer, PairTooLargeError
+from src.engine.memory_limit import PairTooLargeError
+from src.engine.pair_scorer import PairScorer
 from src.engine.tokens import TokenTable
 
 

@@ -20,6 +20,7 @@ from transformers import (
 from src.core.errors import UserError
 from src.engine.devices import CpuEngine
 from src.engine.library_scorer import LibraryScorer
+from src.engine.memory_limit import PairTooLargeError
 from src.engine.pair_scorer import CrossEncoderScorer, PairScorer, make_scorer, needs_library
 
 QUESTIONS = ["ставка по вкладу", "card"]
@@ -140,6 +141,29 @@ def test_two_outputs_are_one_score(two_logit_model: Path) -> None:
     # 64 tokens of text and 3 special ones.
     expected = [reference(model, QUESTIONS[q], PASSAGES[p], 67) for q, p in PAIRS.tolist()]
     np.testing.assert_allclose(found, [float(e[1] - e[0]) for e in expected], atol=1e-4)
+
+
+def test_memory_that_runs_out(
+    two_logit_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = scores_of(scorer_of(two_logit_model))
+    scorer = scorer_of(two_logit_model)
+    assert isinstance(scorer, LibraryScorer)
+    scorer.load()
+    predict, most = scorer.model.predict, 1
+
+    def failing(texts: list[tuple[str, str]], batch_size: int, **options: object) -> object:
+        if batch_size > most:
+            raise MemoryError("out of memory")
+        return predict(texts, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(scorer.model, "predict", failing)
+    np.testing.assert_allclose(scores_of(scorer), whole, atol=1e-5)
+    assert "ran out of memory on cpu: 1 at a time from now on" in caplog.text
+    most = 0
+    with pytest.raises(PairTooLargeError) as error:
+        scores_of(scorer)
+    assert (error.value.question, error.value.passage) == (0, 1)
 
 
 def test_three_outputs_are_no_reranker(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from conftest import bert_tokenizer, tiny_config
 from safetensors.torch import load_file, save_file
 from transformers import BertModel, PreTrainedTokenizerFast
 
+from src.core.errors import UserError
 from src.engine import multi_vector_scorer
 from src.engine.devices import CpuEngine
+from src.engine.memory_limit import PairTooLargeError
 from src.engine.multi_vector_scorer import MultiVectorScorer, is_multi_vector
 from src.engine.pair_scorer import make_scorer
 
@@ -105,11 +107,58 @@ def test_a_passage_is_encoded_once(stanford: Path, monkeypatch: pytest.MonkeyPat
     parts = [scorer.score(questions, passages, PAIRS[rows : rows + 4]) for rows in (0, 4, 8)]
     assert encoded == []
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
-    # No room: each block encodes its own, and the scores stay.
-    monkeypatch.setattr(multi_vector_scorer, "KEPT_BYTES", 0)
-    tight = [scorer.score(questions, scorer.tokenize(PASSAGES), PAIRS[rows : rows + 4]) for rows in (0, 4, 8)]
-    assert len(encoded) == 12
+    # Room for the last two: they stay, the others are encoded again.
+    last = sum(vectors.nbytes for vectors in list(scorer._kept.values())[-2:])
+    monkeypatch.setattr(multi_vector_scorer, "KEPT_BYTES", last)
+    tight = [scorer.score(questions, passages, PAIRS[rows : rows + 4]) for rows in (0, 4, 8)]
+    assert len(encoded) == 4
+    assert list(scorer._kept) == [2, 3]
     np.testing.assert_allclose(np.concatenate(tight), whole, atol=1e-5)
+
+
+def test_a_list_of_modules_beside_stanfords_format(stanford: Path) -> None:
+    scorer = scorer_of(stanford)
+    whole = scorer.score(scorer.tokenize(QUESTIONS), scorer.tokenize(PASSAGES), PAIRS)
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    (stanford / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    scorer = scorer_of(stanford)
+    found = scorer.score(scorer.tokenize(QUESTIONS), scorer.tokenize(PASSAGES), PAIRS)
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+
+
+def test_files_of_sentence_transformers_and_pylate(stanford: Path, tmp_path: Path) -> None:
+    scorer = scorer_of(stanford)
+    whole = scorer.score(scorer.tokenize(QUESTIONS), scorer.tokenize(PASSAGES), PAIRS)
+    folder = tmp_path / "native"
+    scorer.model.save(str(folder), create_model_card=False)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}), encoding="utf-8")
+    native = scorer_of(folder)
+    found = native.score(native.tokenize(QUESTIONS), native.tokenize(PASSAGES), PAIRS)
+    np.testing.assert_allclose(found, whole, atol=1e-4)
+    # What lacks a module that the scores need is refused, whoever saved it.
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    kept = [module for module in modules if not module["type"].endswith(("Mask", "Normalize"))]
+    (folder / "modules.json").write_text(json.dumps(kept), encoding="utf-8")
+    with pytest.raises(UserError, match="names no MultiVectorMask and no Normalize: its scores would mean nothing"):
+        scorer_of(folder).load()
+    library = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))
+    del library["model_type"]
+    for marker in ({"similarity_fn_name": "MaxSim"}, {"query_prefix": "[Q] "}):
+        old = {name: value for name, value in library.items() if name != "similarity_fn_name"}
+        (folder / "config_sentence_transformers.json").write_text(json.dumps({**old, **marker}), encoding="utf-8")
+        assert is_multi_vector(folder)
+    (folder / "config_sentence_transformers.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="has a Dense module"):
+        make_scorer(folder, "f", "cpu", 2, 64, "exact", CpuEngine("torch", Path("unused"), 1))
+
+
+def test_a_question_that_the_model_cannot_read_whole(stanford: Path) -> None:
+    scorer = scorer_of(stanford)
+    asked = ["ставка по вкладу " * 20]
+    assert scorer.longest_question == 128 - 3
+    with pytest.raises(UserError, match=r"has 283 tokens; .* reads at most 128"):
+        scorer.score(scorer.tokenize(asked), scorer.tokenize(PASSAGES), PAIRS[:1])
 
 
 def test_what_is_read(stanford: Path) -> None:
@@ -140,4 +189,12 @@ def test_memory_that_runs_out(
 
     monkeypatch.setattr(other.model, "encode_document", failing)
     np.testing.assert_allclose(other.score(questions, passages, PAIRS), whole, atol=1e-5)
-    assert "ran out of memory on cpu: 1 pairs at a time from now on" in caplog.text
+    assert "ran out of memory on cpu: 1 at a time from now on" in caplog.text
+
+    def hopeless(texts: list[str], **options: object) -> object:
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(other.model, "encode_document", hopeless)
+    with pytest.raises(PairTooLargeError) as error:
+        other.score(questions, other.tokenize(PASSAGES), PAIRS)
+    assert (error.value.question, error.value.passage) == (0, 1)

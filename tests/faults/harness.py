@@ -147,9 +147,6 @@ def stop(case: Case, step: int) -> Outcome:
     case.begin_after(step)
     number = case.chance.choice((signal.SIGTERM, signal.SIGINT))
     process = case.start(step)
-    # Before its first line a script is still importing, and has no handler yet.
-    while not process.output():
-        time.sleep(0.01)
     time.sleep(case.chance.uniform(0.1, 0.8) * case.reference.seconds[step])
     asked = time.monotonic()
     os.kill(process.pid, number)

@@ -31,7 +31,7 @@ def test_read_pairs(tmp_path: Path) -> None:
     path.write_text('{"questions": ["a", "b "], "passage": "c"}\n{"question": "d", "passage": "e"}\n', encoding="utf-8")
     assert read_pairs(path) == [("a", "c"), ("b", "c"), ("d", "e")]
     path.write_text('{"questions": "ab", "passage": "c"}\n', encoding="utf-8")
-    with pytest.raises(UserError, match=r"line 1: .*questions is not a list"):
+    with pytest.raises(UserError, match=r"line 1: .*questions is not a list of texts"):
         read_pairs(path)
     path.write_text('{"question": "a", "passage": "b"}\n{"question": "c"}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"pairs\.jsonl, line 2: expected"):

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import _cli
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import PAGES, QUESTIONS, bert_tokenizer, load_script, save_cross_encoder
 from safetensors.torch import load_file, save_file
 
-import _cli
 from config import Settings, load_settings
 from config.schema import SETTINGS_FILE
 from src.core.artifacts import MANIFEST_NAME, describe_files

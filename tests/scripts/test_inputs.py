@@ -5,11 +5,12 @@ import shutil
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from _cli import add_data_flags
+
 import pytest
 from conftest import PROJECT, write_csv
 from test_run import Project
 
-from _cli import add_data_flags
 from _inputs import choose_inputs
 from config import Settings
 from src.core.errors import StaleArtifactError, UserError

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import _cli
+
 import pytest
 from conftest import PROJECT
 
-import _cli
 from config import Settings, load_settings
 
 # Stands in for the interpreter: each step says its flags, then waits until "go" is there.

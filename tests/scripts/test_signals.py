@@ -60,6 +60,27 @@ def test_a_script_stops_within_five_seconds(busy: str, number: int, code: int) -
     )
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_script_that_still_imports_stops_at_once(number: int, code: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(PROJECT / "scripts" / "03_run_search.py"), "--help"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed_interrupts,
+    )  # fmt: skip
+    while not _catches_sigterm(process.pid):
+        time.sleep(0.005)
+    found, seconds, rest = ended(process, number)
+    assert (found, seconds < 5.0) == (code, True)
+    assert rest == (
+        "Stopped. Finished work is kept and nothing was half-written: give the same command again to go on.\n"
+    )
+
+
+def _catches_sigterm(pid: int) -> bool:
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    caught = int(next(line for line in lines if line.startswith("SigCgt")).split()[1], 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
 FAKE_PYTHON = """#!{python}
 # Stands in for the interpreter of the one command: says what it got, and ends as a script of this project does.
 import os, signal, sys, time

@@ -4,12 +4,12 @@ import io
 import os
 from pathlib import Path
 
+from _cli import set_up_threads, usable_cores
+
 import faiss
 import pytest
 import torch
 from joblib.externals.loky.backend import context
-
-from _cli import set_up_threads, usable_cores
 
 V2 = "/sys/fs/cgroup/cpu.max"
 QUOTA, PERIOD = "/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"
