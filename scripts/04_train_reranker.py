@@ -222,7 +222,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     target = models / flags.name
     if target.exists():
         raise UserError(f"{target}: exists already. Give another --name, or remove it.")
-    with data_lock(models / f"{flags.name}.training"):
+    with data_lock(models / f"{flags.name}.training", flags.wait):
         _run(settings, flags, models, target, device)
 
 

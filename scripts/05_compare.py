@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
+from _cli import PROJECT_ROOT, add_data_flags, add_wait_flag, main, positive_integer, set_up_threads
 
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, index_plan, model_resolver, reranker_plans, search_plan
@@ -43,6 +43,7 @@ log = logging.getLogger("search")
 def _parser(settings: Settings) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="05_compare.py", description=__doc__)
     add_data_flags(parser, settings)
+    add_wait_flag(parser)
     add = parser.add_argument
     add(
         "runs", nargs="*", metavar="RUN",
@@ -147,7 +148,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     if flags.runs and making:
         raise UserError(f"--{making[0]} makes runs, but runs on disk are named too. Give one or the other.")
     set_up_threads(settings.cpu_threads)
-    with nullcontext() if flags.runs else data_lock(flags.data_dir.resolve()):
+    with nullcontext() if flags.runs else data_lock(flags.data_dir.resolve(), flags.wait):
         _run(settings, flags)
 
 

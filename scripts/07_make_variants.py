@@ -6,12 +6,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer
+from _cli import PROJECT_ROOT, add_data_flags, add_wait_flag, main, positive_integer
 
 from _inputs import choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, model_resolver
 from _variants import FILE_NAME
 from config import Settings
+from src.core.data_lock import data_lock
 from src.core.errors import UserError
 from src.core.storage import DataFolder
 from src.core.types import Corpus, Queries
@@ -30,6 +31,7 @@ log = logging.getLogger("search")
 def _parser(settings: Settings) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="07_make_variants.py", description=__doc__)
     add_data_flags(parser, settings)
+    add_wait_flag(parser)
     add = parser.add_argument
     add(
         "--maker", choices=["rules", "llm"], required=True,
@@ -90,6 +92,11 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     flags = _parser(settings).parse_args(arguments)
     if flags.abbreviations is not None and flags.maker != "rules":
         raise UserError("--abbreviations is for --maker rules. Leave it out, or choose that maker.")
+    with data_lock(flags.data_dir.resolve(), flags.wait):
+        _run(settings, flags)
+
+
+def _run(settings: Settings, flags: argparse.Namespace) -> None:
     inputs = choose_inputs(flags, settings, PROJECT_ROOT)
     output = flags.output or inputs.data.root / "processed" / FILE_NAME
     if output.suffix != ".parquet":

@@ -125,6 +125,11 @@ def add_safety_flags(parser: argparse.ArgumentParser) -> None:
         "--verify", action="store_true",
         help="check the full hash of every artefact, not its size and header alone (default: off)",
     )  # fmt: skip
+    add_wait_flag(parser)
+
+
+def add_wait_flag(parser: argparse.ArgumentParser) -> None:
+    """Flag of every script that writes into a data folder."""
     parser.add_argument(
         "--wait", action="store_true", help="wait where another run holds the data folder (default: stop)"
     )

@@ -13,12 +13,16 @@ from transformers import AutoTokenizer
 
 from _inputs import Inputs, choose_inputs, chunking, load_queries, prepared_corpus
 from _plans import cpu_engine, encoder_plans, index_plan, reranker_plans, search_plan
+from _variants import load_variants
 from config import Settings, differences
 from src.core.artifacts import MANIFEST_NAME
+from src.core.data_lock import holder_of
 from src.core.errors import StaleArtifactError, UserError
 from src.core.types import Chunks, Corpus, Qrels, Queries
 from src.engine.devices import pick_device
+from src.engine.multi_vector_scorer import is_multi_vector
 from src.engine.openvino_graphs import conversion_folder
+from src.engine.pair_scorer import needs_library
 from src.indexing import EncoderPlan, IndexPlan, index_status, load_encoder, units_of
 from src.insight.doctor import Finding, Speed, duration, folder_bytes, machine_findings, measure, space_findings
 from src.models.resolve import ModelResolver, ResolvedModel, hub_answers
@@ -31,6 +35,7 @@ from src.stages.submit import check_depth
 MEASURED_SECONDS = 2.0
 START_SECONDS = 12.0  # imports and loading the models, as measured on two cores
 CONVERSION_SECONDS = 30.0
+OPENVINO_OVER_TORCH = 2.5  # of the embedded models in float32, on two cores with AVX512
 _BASE_MEMORY = 1 << 30
 _SAMPLE = 256
 
@@ -109,6 +114,15 @@ def data(patient: Patient) -> Iterator[Finding]:
         yield Finding("note", "labels", f"none at {inputs.no_labels}: Hit@5 will not be measured")
     else:
         yield Finding("ok", "labels", f"{len(patient.qrels):,} labelled questions")
+    try:
+        variants = load_variants(settings, inputs.data, patient.queries, patient.queries)
+        used = variants.describe(len(patient.queries)) if len(variants) else "none"
+        yield Finding("ok", "variants", used)
+    except UserError as error:
+        yield Finding("FAIL", "variants", str(error))
+    holder = holder_of(inputs.data.root)
+    if holder is not None:
+        yield Finding("FAIL", "in use", f"{inputs.data.root}: by {holder}. Let it end, or give --wait")
 
 
 def models(patient: Patient) -> Iterator[Finding]:
@@ -118,11 +132,13 @@ def models(patient: Patient) -> Iterator[Finding]:
     if settings.enable_cross_encoder_reranking:
         wanted = [entry.model for entry in settings.rerankers] or [settings.cross_encoder_model]
         names += [(name, "cross-encoder", None) for name in wanted]
+    pending = False
     for name, role, pooling in dict.fromkeys(names):
         try:
             model = resolver.resolve(name, role, pooling)  # type: ignore[arg-type]
         except UserError as error:
             if "not in the local hub cache" in str(error) and hub_answers():
+                pending = True
                 yield Finding("note", role, f"{name}: not here; the hub answers, the run would download it")
             else:
                 yield Finding("FAIL", role, str(error))
@@ -133,6 +149,8 @@ def models(patient: Patient) -> Iterator[Finding]:
             yield Finding("note", role, f"{name}: not here; the hub answers, the run would download it")
         else:
             yield Finding("note", role, f"{name}: not here, and the hub does not answer: {model.used} stands in for it")
+    if pending:
+        return
     patient.encoders = encoder_plans(settings, resolver)
     if settings.enable_cross_encoder_reranking and patient.corpus is not None:
         patient.rerankers = reranker_plans(settings, resolver, patient.corpus)
@@ -198,21 +216,27 @@ def time_needed(patient: Patient) -> Iterator[Finding]:
     if patient.chunks is None or patient.corpus is None or patient.queries is None:
         return
     indices, plan = patient.plans()
-    total, parts = START_SECONDS, [f"start {START_SECONDS:.0f} s"]
+    total, parts, faster = START_SECONDS, [f"start {START_SECONDS:.0f} s"], 1.0
     waiting = [e for e in patient.encoders if e.name in patient.stale or f"{e.name}-tokens" in patient.stale]
     if not _converted(patient):
         # Converting them here would take longer than the examination may.
         by_torch = replace(plan.cpu, engine="torch")
         indices, plan = replace(indices, cpu=by_torch), replace(plan, cpu=by_torch)
         total += CONVERSION_SECONDS
-        parts.append(f"converting the models, once, {CONVERSION_SECONDS:.0f} s; the rest as torch takes, OpenVINO less")
+        faster = OPENVINO_OVER_TORCH
+        parts.append(
+            f"converting the models, once, {CONVERSION_SECONDS:.0f} s; the rest measured with torch, OpenVINO taken "
+            f"to be {faster:g} times as fast"
+        )
     for encoder in waiting:
         texts = units_of(patient.corpus, patient.chunks, encoder.unit).texts
-        seconds = _encoding_seconds(encoder, indices, texts)
+        seconds = _encoding_seconds(encoder, indices, texts) / faster
         total += seconds
         parts.append(f"encoding {len(texts):,} {encoder.unit}s {seconds:.0f} s")
     for model, _ in plan.rerankers:
         pairs, seconds, rate = _reranking_seconds(patient, plan, model)
+        by_openvino = faster if not is_multi_vector(model.directory) and needs_library(model.directory) is None else 1.0
+        seconds, rate = seconds / by_openvino, rate * by_openvino
         total += seconds
         parts.append(f"reranking {pairs:,} pairs {seconds:.0f} s ({rate:,.0f} pairs/s)")
     yield Finding(
@@ -247,18 +271,26 @@ def _reranking_seconds(patient: Patient, plan: SearchPlan, model: ResolvedModel)
     scorer = scorer_of(model, plan, patient.device)
     generator = np.random.default_rng(0)
     texts = units_of(patient.corpus, patient.chunks, "chunk").texts
-    passages = scorer.tokenize([texts[i] for i in generator.integers(len(texts), size=_SAMPLE).tolist()])
+    read = [texts[i] for i in generator.integers(len(texts), size=_SAMPLE).tolist()]
+    passages = scorer.tokenize(read)
     asked = generator.integers(len(patient.queries), size=_SAMPLE).tolist()
     questions = scorer.tokenize([patient.queries.texts[i] for i in asked])
     pairs = np.stack([np.arange(_SAMPLE), np.arange(_SAMPLE)], axis=1).astype(np.int32)
     lengths = scorer.pair_lengths(questions, passages, pairs)
 
     def score(rows: npt.NDArray[np.int64]) -> None:
-        scorer.score(questions, passages, pairs[rows])
+        if scorer.joint:
+            scorer.score(questions, passages, pairs[rows])
+            return
+        # Such a model keeps what it has read, so every passage must be new to it here.
+        new = np.stack([pairs[rows, 0], np.arange(len(rows), dtype=np.int32)], axis=1)
+        scorer.score(questions, scorer.tokenize([read[row] for row in rows.tolist()]), new)
 
     speed = measure(score, lengths.tolist(), 2 * plan.batch_size, MEASURED_SECONDS)
     distinct = len(set(patient.queries.texts))
     count = distinct * min(plan.candidate_k, len(patient.corpus)) * plan.passages_per_document
+    if not scorer.joint:
+        count = min(count, len(texts))
     rate = speed.units_per_second / float(lengths.mean())
     return count, count / rate, rate
 

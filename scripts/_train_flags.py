@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from _cli import add_data_flags, positive_integer
+from _cli import add_data_flags, add_wait_flag, positive_integer
 
 from config import Settings
 from src.core.errors import UserError
@@ -113,6 +113,7 @@ def training_parser(settings: Settings) -> argparse.ArgumentParser:
         help="candidates per labelled question, to train on and to rerank in the cross-validation (default: 30)",
     )  # fmt: skip
     add("--seed", type=int, default=defaults.seed, metavar="N", help=f"(default: {defaults.seed})")
+    add_wait_flag(parser)
     return parser
 
 

@@ -20,6 +20,7 @@ from src.core.artifacts import (
     save_manifest,
 )
 from src.core.errors import StaleArtifactError, UserError
+from src.core.memory import free_models
 from src.core.storage import DataFolder, load_vectors, save_token_vectors, save_vectors
 from src.core.text import terms
 from src.core.types import Chunks, Corpus, Floats, Progress, Rows, passage_text
@@ -275,7 +276,8 @@ def _encode_with_tokens(
 
 
 def load_encoder(encoder: EncoderPlan, plan: IndexPlan) -> SentenceEncoder:
-    """The bi-encoder of a plan, with its prefixes."""
+    """The bi-encoder of a plan, with its prefixes; the one before it is gone by then, if nothing refers to it."""
+    free_models()
     return SentenceEncoder(
         encoder.model.directory, plan.device, encoder.query_prefix, encoder.document_prefix, plan.max_tokens, plan.cpu,
         encoder.model.fingerprint, encoder.pooling, encoder.model.remote_code,

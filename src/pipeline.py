@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from src.core.artifacts import fingerprint
+from src.core.memory import free_models
 from src.core.pair_scores import PairScores
 from src.core.storage import DataFolder, save_run
 from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Run
@@ -85,6 +86,7 @@ def rerank_candidates(
 
 def scorer_of(model: ResolvedModel, plan: SearchPlan, device: str) -> PairScorer:
     """A cross-encoder of a plan; its weights are not loaded yet."""
+    free_models()
     return make_scorer(
         model.directory, model.fingerprint, device, plan.batch_size, plan.max_length, plan.precision, plan.cpu,
         model.remote_code,
@@ -148,8 +150,8 @@ def _model_scores(
     with profiler.stage("tokenise") as stage:
         chosen = found.passages[:, : candidates.depth]
         passages = PassageTexts.of(corpus, chunks, chosen if len(owners) == len(chosen) else chosen[owners])
-        # A block is what a kill costs: seconds of work, yet enough batches for every core.
-        block = max(4, plan.cpu.threads) if device == "cpu" else 16
+        # A block is what a kill costs: seconds of work, yet enough batches for every core, or to keep a card busy.
+        block = max(4, plan.cpu.threads) if device == "cpu" else 128
         reranker = CandidateScorer(scorer, passages, kept, block)
         tables = reranker.tokenize(queries)
         stage.items, stage.unit = len(queries) + len(passages.texts), "texts"

@@ -62,6 +62,19 @@ def data_lock(folder: Path, wait: bool = False) -> Iterator[None]:
                 _remove_empty(path, made)
 
 
+def holder_of(folder: Path) -> str | None:
+    """Who holds a data folder at the moment; ``None`` where nobody does."""
+    path = folder / LOCK_NAME
+    if not path.is_file():
+        return None
+    with path.open("r", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _describe(_holder(handle) or {})
+    return None
+
+
 def _remove_empty(lock: Path, made: list[Path]) -> None:
     """Take back the folders that were made for the lock alone."""
     if lock.parent.exists() and [found.name for found in lock.parent.iterdir()] == [LOCK_NAME]:

@@ -1,6 +1,8 @@
 """Telling a lack of memory from other errors."""
 
+import gc
 import re
+import sys
 
 _WORDS = re.compile(
     r"out of memory|not enough memory|bad[_ ]alloc|can't allocate memory|cannot allocate memory|failed to allocate|"
@@ -17,3 +19,11 @@ def means_out_of_memory(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """What an error says, cut to its first line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def free_models() -> None:
+    """Give back the memory of models that nothing refers to any more but themselves: sentence-transformers' do."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

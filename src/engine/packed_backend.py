@@ -1,6 +1,7 @@
 """Cross-encoders of the BERT family on CUDA: 16 bits, tokens one after another without padding."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from src.core.errors import UserError
-from src.core.memory import first_line
+from src.core.memory import first_line, means_out_of_memory
 from src.engine.batches import TokenBatch
 from src.engine.bert_forward import BertPairForward, PackedLayout, VariableLengthAttention
 from src.engine.memory_limit import MemoryLimit
@@ -27,11 +28,39 @@ _TOLERANCE = 0.05  # of a logit in 16 bits against float32, relative to the larg
 def cuda_attention() -> VariableLengthAttention:
     """Torch's variable-length attention; it has kernels for CUDA alone.
 
-    Without splits along the keys, a pair's result does not depend on the other pairs of its batch.
+    Without splits along the keys, a pair's attention does not depend on the other pairs of its batch.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     return partial(varlen_attn, num_splits=1)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """Logits on their way from the card.
+
+    The copy stands in the card's queue right behind the work that makes them. Asked for later, it would stand behind
+    the next batch, and the host would wait for that.
+    """
+
+    host: Tensor
+    done: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, logits: Tensor, device: torch.device) -> "_Logits":
+        if device.type != "cuda":
+            return cls(logits, None)
+        host = logits.to("cpu", non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        # The stream is named: without it the event would be of the thread's current card.
+        done.record(torch.cuda.current_stream(device))
+        return cls(host, done)
+
+    def wait(self) -> Tensor:
+        """The logits, float32 [B], once they have arrived."""
+        if self.done is not None:
+            self.done.synchronize()
+        return self.host
 
 
 class PackedBackend:
@@ -79,8 +108,10 @@ class PackedBackend:
 
     def _check(self, batch: TokenBatch, expected: Tensor) -> None:
         try:
-            found = self._logits(batch).float().cpu()
+            found = self._logits(batch).wait()
         except (RuntimeError, NotImplementedError) as error:
+            if means_out_of_memory(error):
+                raise
             raise BackendUnavailableError(
                 f"variable-length attention does not run here: {first_line(error)}"
             ) from error
@@ -90,16 +121,16 @@ class PackedBackend:
 
     def run(self, batches: Iterable[TokenBatch], scores: npt.NDArray[np.float32]) -> None:
         """See :class:`~src.engine.pair_backends.PairBackend`."""
-        under_way: tuple[npt.NDArray[np.int64], Tensor] | None = None
+        under_way: tuple[npt.NDArray[np.int64], _Logits] | None = None
         for part, logits in self.limit.results(batches, self._logits):
-            # The card works on this part while the last one is stored; copying back at once would wait for it.
+            # The card works on this part while the last one is stored and the next one is put together.
             if under_way is not None:
-                _store(under_way, scores)
+                _store(*under_way, scores)
             under_way = part.rows, logits
         if under_way is not None:
-            _store(under_way, scores)
+            _store(*under_way, scores)
 
-    def _logits(self, batch: TokenBatch) -> Tensor:
+    def _logits(self, batch: TokenBatch) -> _Logits:
         assert self.forward is not None
         assert self.attention is not None
         filled = batch.mask.astype(bool)
@@ -110,7 +141,7 @@ class PackedBackend:
         layout = PackedLayout(self._to_device(offsets), int(lengths.max()), self.attention)
         with torch.inference_mode():
             logits: Tensor = self.forward(self._to_device(batch.ids[filled]), self._to_device(places), types, layout)
-        return logits
+            return _Logits.of(logits.float(), self.device)
 
     def _to_device(self, values: npt.NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(values))
@@ -130,9 +161,8 @@ def _probe(model: Any) -> tuple[TokenBatch, Tensor]:
     return TokenBatch(np.arange(rows), ids * mask, mask, None), found[:, 0]
 
 
-def _store(item: tuple[npt.NDArray[np.int64], Tensor], scores: npt.NDArray[np.float32]) -> None:
-    rows, logits = item
-    scores[rows] = logits.float().cpu().numpy()
+def _store(rows: npt.NDArray[np.int64], logits: _Logits, scores: npt.NDArray[np.float32]) -> None:
+    scores[rows] = logits.wait().numpy()
     if not np.isfinite(scores[rows]).all():
         raise UserError(
             "the cross-encoder returned a score that is not finite in 16 bits. Set RERANKER_PRECISION = 'exact'."

@@ -130,13 +130,17 @@ class CrossEncoderScorer:
         """
         if self.loaded:
             return
+        reason: str | None = None
         try:
             self.backend.load()
         except BackendUnavailableError as error:
-            if self.fallback is None:
-                raise UserError(f"{self.backend.name} cannot run the cross-encoder: {error}.") from error
+            reason = str(error)
+        # Only here are the error, and with it the weights that its frames hold, gone.
+        if reason is not None and self.fallback is None:
+            raise UserError(f"{self.backend.name} cannot run the cross-encoder: {reason}.")
+        if reason is not None and self.fallback is not None:
             unable, self.backend = self.backend.name, self.fallback()
-            log.warning("%s cannot run the cross-encoder (%s): %s runs it.", unable, error, self.backend.name)
+            log.warning("%s cannot run the cross-encoder (%s): %s runs it.", unable, reason, self.backend.name)
             self.backend.load()
         self.loaded = True
 

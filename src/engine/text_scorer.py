@@ -1,5 +1,6 @@
 """What the scorers have in common that hand texts, not tokens, to sentence-transformers."""
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,9 @@ class TextScorer:
         self.max_length = max_length
         self.remote_code = remote_code
         self.half = half_precision(device) if precision == "fast" else None
+        if self.half == torch.float16 and _trained_in_bfloat16(directory):
+            # Activations of such models can leave the range of float16.
+            self.half = torch.bfloat16
         self.arithmetic = str(self.half or torch.float32).removeprefix("torch.")
         self.model: Any = None
         with explain_loading("CROSS_ENCODER_MODEL", directory):
@@ -106,6 +110,12 @@ class TextScorer:
             )  # fmt: skip
 
 
+def _trained_in_bfloat16(directory: Path) -> bool:
+    with explain_loading("CROSS_ENCODER_MODEL", directory):
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return "bfloat16" in {config.get("dtype"), config.get("torch_dtype")}
+
+
 def text_tables(questions: TokenTable, passages: TokenTable) -> tuple[TextTable, TextTable]:
     """The same tables, known to hold texts.
 
@@ -125,5 +135,8 @@ def checked(scores: npt.ArrayLike) -> Scores:
     """
     found = np.asarray(scores, dtype=np.float32)
     if not np.isfinite(found).all():
-        raise UserError("the cross-encoder returned a score that is not finite. The model's files may be damaged.")
+        raise UserError(
+            "the cross-encoder returned a score that is not finite. The model's files may be damaged; in 16 bits, set "
+            "RERANKER_PRECISION = 'exact'."
+        )
     return found

@@ -1,3 +1,4 @@
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from src.core.errors import UserError
+from src.core.memory import free_models
 from src.engine.devices import CpuEngine, Engine, half_precision
 from src.engine.encoder import SentenceEncoder
 
@@ -22,6 +24,14 @@ def test_vectors_equal_sentence_transformers_with_prompts(bi_encoder: Path) -> N
     assert found.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-5)
     assert (found[0] == found[2]).all()
+
+
+def test_an_encoder_that_nobody_uses_is_gone(bi_encoder: Path) -> None:
+    encoder = SentenceEncoder(bi_encoder)
+    weights = weakref.ref(next(encoder.model.parameters()))
+    del encoder
+    free_models()
+    assert weights() is None
 
 
 def openvino_encoder(directory: Path, kept: Path, engine: Engine = "openvino", **changes: Any) -> SentenceEncoder:

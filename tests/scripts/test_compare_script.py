@@ -84,9 +84,9 @@ def test_the_rerankers_of_the_settings_score_together(
     assert not any(line.startswith("Pairs: ") and not line.startswith("Pairs: 0 scored") for line in lines)
     found = json.loads((project.data / "results" / "here" / "compare.json").read_text(encoding="utf-8"))
     together = f"{cross_encoder.name} + {xlmr_cross_encoder.name}"
-    assert [run["name"] for run in found["runs"]] == ["off", f"{together} K=4 w=0.35", f"{together} K=5 w=0.35"]
+    assert [run["name"] for run in found["runs"]] == ["off", f"{together} K=4 w=0.5", f"{together} K=5 w=0.5"]
     # As the search has it, at either depth.
-    assert {depth: found["ranks"][f"{together} K={depth} w=0.35"] for depth in (4, 5)} == searched
+    assert {depth: found["ranks"][f"{together} K={depth} w=0.5"] for depth in (4, 5)} == searched
 
 
 def test_passages_are_an_arm_of_their_own(project: Project) -> None:

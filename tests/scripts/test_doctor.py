@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from conftest import load_script, write_csv
 
 from config import Settings
+from src.core.data_lock import data_lock
 from src.insight.doctor import Finding, duration, measure
 
 
@@ -63,6 +65,23 @@ def test_what_would_make_the_run_fail(bank: Path, settings: Settings, capsys: py
     code, parts = examine(bank, settings.model_copy(update={"cross_encoder_model": "./nowhere"}), capsys)
     assert code == 1
     assert "no directory" in lines(parts["Models"], "cross-encoder")[0][1]
+
+
+def test_variants_and_a_held_folder(bank: Path, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    _, parts = examine(bank, settings, capsys)
+    assert lines(parts["Data"], "variants") == [("ok", "none")]
+    path = bank / "processed" / "query_variants.csv"
+    path.parent.mkdir(exist_ok=True)
+    write_csv(path, "q_id,original_query,variant_1", [f"other{i},nothing of this,x" for i in range(4)])
+    code, parts = examine(bank, settings, capsys)
+    assert code == 1
+    assert lines(parts["Data"], "variants")[0][0] == "FAIL"
+    path.unlink()
+    with data_lock(bank):
+        code, parts = examine(bank, settings, capsys)
+    assert code == 1
+    assert f"pid {os.getpid()}" in lines(parts["Data"], "in use")[0][1]
+    assert lines(examine(bank, settings, capsys)[1]["Data"], "in use") == []
 
 
 def test_a_truncated_index_is_seen(bank: Path, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
