@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from _variants import load_variants
 from config import Settings
 from src.core.data_lock import data_lock
 from src.core.errors import UserError
-from src.core.types import Chunks, Corpus, Queries, Run
+from src.core.types import Chunks, Corpus, Floats, Queries, Run
 from src.engine.devices import pick_device
 from src.indexing import EncoderPlan
 from src.insight.comparison import markdown, save
@@ -29,7 +28,7 @@ from src.models.language_guard import choose_reranker
 from src.models.resolve import ModelResolver, ResolvedModel
 from src.pipeline import candidate_scores
 from src.quality.compare import compare
-from src.retrieval import retrieve
+from src.retrieval import at_depth, retrieve
 from src.stages.rerank import blend
 from src.stages.retrieve import PassageChoice, choose_passages
 from src.stages.submit import read_submission
@@ -115,19 +114,23 @@ def _make(
         warnings += [model.warning for model, _ in rerankers if model.warning]
         name = " + ".join(model.used.rsplit("/", 1)[-1].removeprefix("embedded:") for model, _ in rerankers)
         for choice, count in arms:
-            read = replace(found, passages=choose_passages(found.fused, chunks, found.nearest, choice, count))
-            score = partial(candidate_scores, inputs.data, corpus, chunks, queries, read)
-            deepest = score(replace(plan, rerankers=rerankers), device, Profiler(), progress_bar, load_first=False)
             arm = f" {choice} {count}" if flags.passages else ""
+            # The deepest first: it holds every pair of the others, which then cost no model call.
+            made: dict[int, tuple[Run, Floats]] = {}
+            for depth in reversed(depths):
+                fused = at_depth(found, depth, plan.late_weight)
+                passages = choose_passages(fused, chunks, found.nearest, choice, count)
+                read = replace(found, fused=fused, passages=passages)
+                shallow = replace(plan, rerankers=rerankers, candidate_k=depth)
+                made[depth] = fused, candidate_scores(
+                    inputs.data, corpus, chunks, queries, read, shallow, device, Profiler(), progress_bar,
+                    load_first=False,
+                )  # fmt: skip
             for depth in depths:
-                scores = deepest[:, :depth]
-                if len(rerankers) > 1 and depth < plan.candidate_k:
-                    # Several models meet in z-scores over the candidates: those of this depth. Their pairs are kept.
-                    shallow = replace(plan, rerankers=rerankers, candidate_k=depth)
-                    scores = score(shallow, device, Profiler(), progress_bar, load_first=False)
+                fused, scores = made[depth]
                 for weight in weights:
                     label = f"{name}{arm} K={depth} w={weight:g}"
-                    runs.append(blend(found.fused.cut(depth), scores, weight, label))
+                    runs.append(blend(fused, scores, weight, label))
     return runs, warnings
 
 

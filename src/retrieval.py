@@ -195,6 +195,14 @@ def retrieve(
     )  # fmt: skip
 
 
+def at_depth(found: Retrieval, depth: int, late_weight: float) -> Run:
+    """The candidates of a search with fewer of them, [Q, depth]: late interaction is weighed among these alone."""
+    if found.late is None or depth >= found.fused.depth:
+        return found.fused.cut(depth)
+    before, scores = found.late
+    return blend(before.cut(depth), scores[:, :depth], late_weight, found.fused.name, found.spool)
+
+
 def _of_questions(
     item: Weighted, queries: Queries, variants: QueryVariants, plan: SearchPlan, spool: Spool
 ) -> Weighted:
