@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from src.core.artifacts import MANIFEST_NAME, atomic_path, file_sha256, fingerprint, read_manifest
-from src.core.errors import ModelUnavailableError
+from src.core.atomic import explain_full_disk
+from src.core.errors import DiskFullError, ModelUnavailableError
 from src.models import embedded_e5, embedded_reranker
 
 Role = Literal["bi-encoder", "cross-encoder"]
@@ -348,23 +349,29 @@ def _from_hub(name: str, why: str, with_code: bool) -> Path:
         raise ModelUnavailableError(f"{why}, and HF_HUB_OFFLINE is set")
     log.info("Looking for %s on the hub ...", name)
     try:
-        info = HfApi().model_info(name, timeout=CONNECT_TIMEOUT_SECONDS)
+        info = HfApi().model_info(name, files_metadata=True, timeout=CONNECT_TIMEOUT_SECONDS)
         files = [sibling.rfilename for sibling in info.siblings or []]
         safe = any(file.endswith(".safetensors") and "/" not in file for file in files)
         patterns = [*_SMALL_FILES, *(["*.py"] if with_code else []), "*.safetensors" if safe else "pytorch_model*.bin"]
         log.info("Downloading %s, revision %s ...", name, info.sha)
-        snapshot = Path(
-            snapshot_download(
-                name,
-                revision=info.sha,
-                allow_patterns=patterns,
-                ignore_patterns=["onnx/*", "openvino/*"],
-                etag_timeout=CONNECT_TIMEOUT_SECONDS,
+        wanted = [s for s in info.siblings or [] if any(fnmatch(s.rfilename, pattern) for pattern in patterns)]
+        size = sum(getattr(sibling, "size", None) or 0 for sibling in wanted)
+        with explain_full_disk(Path(constants.HF_HUB_CACHE), size):
+            snapshot = Path(
+                snapshot_download(
+                    name,
+                    revision=info.sha,
+                    allow_patterns=patterns,
+                    ignore_patterns=["onnx/*", "openvino/*"],
+                    etag_timeout=CONNECT_TIMEOUT_SECONDS,
+                )
             )
-        )
         _remember(snapshot, files)
+    except DiskFullError:
+        # No reason to search with another model.
+        raise
     except Exception as error:
-        # Every way in which a hub can fail (no route, TLS, 401, 404, disk full) means: it cannot be had now.
+        # Every other way in which a hub can fail (no route, TLS, 401, 404) means: it cannot be had now.
         reason = (str(error).strip().splitlines() or [""])[0]
         raise ModelUnavailableError(f"{why}; hub: {type(error).__name__}: {reason}") from error
     lack = _lack(snapshot)

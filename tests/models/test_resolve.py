@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -6,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from src.core.errors import ModelUnavailableError
+from src.core.errors import DiskFullError, ModelUnavailableError
 from src.models import resolve
 from src.models.resolve import EMBEDDED, ModelResolver, ResolvedModel
 
@@ -59,7 +60,7 @@ class FakeHub:
             shutil.copytree(model, snapshot, dirs_exist_ok=True)
             return str(snapshot)
 
-        monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda api, name, timeout: self)
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda api, name, **_: self)
         monkeypatch.setattr("huggingface_hub.snapshot_download", download)
 
 
@@ -265,11 +266,28 @@ def test_a_download_is_pinned_to_the_revision_that_was_looked_up(
         calls.append({"name": name, **options})
         return str(lay_out_hub_cache(hub_cache, NAME, cross_encoder))
 
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, name, timeout: Info())
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, name, **_: Info())
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     found = resolver(tmp_path).resolve(NAME, "cross-encoder")
     assert (found.source, found.revision) == ("hub", COMMIT)
     assert calls[0]["revision"] == COMMIT
+
+
+def test_a_full_disk_is_no_reason_for_another_model(
+    cross_encoder: Path, hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = FakeHub(monkeypatch, tmp_path / "snapshot", cross_encoder)
+    hub.siblings = [
+        SimpleNamespace(rfilename="model.safetensors", size=5000),
+        SimpleNamespace(rfilename="x.onnx", size=9),
+    ]
+
+    def download(name: str, **options: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(DiskFullError, match=r"hub: the disk is full: 5,000 bytes are needed"):
+        resolver(tmp_path, "embedded").resolve(NAME, "cross-encoder")
 
 
 def test_the_stand_in_is_loud(
