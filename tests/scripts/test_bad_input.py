@@ -66,6 +66,12 @@ def raw(name: str, content: str | bytes) -> Mutate:
     return lambda bench: (bench.data / "raw" / name).write_bytes(data) and None
 
 
+def variants(content: str) -> Mutate:
+    return lambda bench: (
+        (bench.data / "processed" / "query_variants.csv").write_text(content, encoding="utf-8") and None
+    )
+
+
 def replaced(name: str, old: str, new: str) -> Mutate:
     def mutate(bench: Bench) -> None:
         text = bench.text(name)
@@ -250,6 +256,8 @@ REFUSED: dict[str, tuple[Mutate, int, str]] = {
     "labels: header alone": (raw(LABELS, "q_id,web_id\n"), 1, r"qrels\.csv: the file has a header but no rows"),
     "labels: question column renamed": (replaced(LABELS, "q_id", "question"), 1, "no column 'q_id'"),
     "labels: document column renamed": (replaced(LABELS, "web_id", "doc"), 1, "no column 'web_id'"),
+    "labels: a column twice": (raw(LABELS, "q_id,web_id,q_id\nq1,9,q1\n"), 1, "column 'q_id' occurs 2 times"),
+    "labels: UTF-16": (recoded(LABELS, "utf-16"), 1, "the file is UTF-16; UTF-8 or Windows-1251 is expected"),
     "labels: unknown question": (added(LABELS, "q77,9"), 1, "row 5: label for question 'q77', which the 4 questions"),
     "labels: unknown document": (added(LABELS, "q1,777"), 1, "row 5: label names document '777', which the corpus of 7"),
     "labels: unknown document in a list": (added(LABELS, 'q1,"[9, 778]"'), 1, "row 5: label names document '778'"),
@@ -276,6 +284,10 @@ REFUSED: dict[str, tuple[Mutate, int, str]] = {
         lambda b: b.set(encoders=[b.settings.encoders[0].model_copy(update={"model": "./nowhere"})]), 1,
         r"model '\./nowhere': no directory",
     ),
+    # --- the variants file ---
+    "variants: of other questions": (variants("q_id,original_query,variant_1\nz1,a,b\n"), 3, "belongs to other questions"),
+    "variants: column missing": (variants("q_id,variant_1\nq1,b\n"), 3, "no column 'original_query'"),
+    "variants: empty": (variants(""), 3, r"query_variants\.csv: the file is empty"),
     "cross-encoder: three logits": (cross_encoder(three_logits), 3, "has 3 outputs, a reranker has 1"),
     "cross-encoder: NaN in its weights": (cross_encoder(weights(np.nan)), 3, "returned a score that is not finite"),
     "cross-encoder: no config": (cross_encoder(removed("config.json")), 3, r"has no config\.json\. Copy the whole"),
