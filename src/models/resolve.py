@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -16,6 +17,7 @@ from src.core.artifacts import MANIFEST_NAME, atomic_path, file_sha256, fingerpr
 from src.core.atomic import explain_full_disk
 from src.core.errors import DiskFullError, ModelUnavailableError
 from src.models import embedded_e5, embedded_reranker
+from src.models.remote_code import code_revision, fetch_code, foreign_code, has_own_code
 
 Role = Literal["bi-encoder", "cross-encoder"]
 Source = Literal["directory", "local hub cache", "hub", "embedded"]
@@ -158,15 +160,16 @@ class ModelResolver:
         self, name: str, role: Role, directory: Path, source: Source, content: str, pooling: str | None
     ) -> ResolvedModel:
         allowed = self._may_run_code_of(name)
-        if not allowed and _has_own_code(directory):
+        if not allowed and has_own_code(directory):
             # Loaded without its code it may take its weights for those of another architecture.
             raise ModelUnavailableError(
                 f"{role} {name!r} is made of Python code of its own (auto_map in {directory / 'config.json'}), which "
                 f'does not run unless the settings name it: ALLOW_REMOTE_CODE = ["{name}"]. Read that code first, or '
                 "name another model."
             )
-        if allowed and _has_own_code(directory):
+        if allowed and has_own_code(directory):
             log.warning("WARNING: %s %r runs Python code of its own (ALLOW_REMOTE_CODE)", role, name)
+            content += self._foreign_code(role, name, directory)
         assumed = None
         if role == "bi-encoder" and not (directory / _MODULES).is_file():
             assumed = _assumed_pooling(directory)
@@ -180,6 +183,28 @@ class ModelResolver:
         return ResolvedModel(
             role, name, name, directory, source, directory.name, content, remote_code=allowed, assumed_pooling=assumed
         )
+
+    def _foreign_code(self, role: Role, name: str, directory: Path) -> str:
+        """Which commits of other repositories' code a model runs, for its fingerprint; fetched where not here."""
+        used = ""
+        for repository, file in foreign_code(directory).items():
+            if not self._may_run_code_of(repository):
+                raise ModelUnavailableError(
+                    f"{role} {name!r} runs Python code of another repository, {repository}, which the settings do not "
+                    f'name: ALLOW_REMOTE_CODE = ["{name}", "{repository}"]. Read that code first, or name another '
+                    "model."
+                )
+            if code_revision(repository, file) is None and self.may_download:
+                with suppress(Exception):  # told below, as what is missing
+                    fetch_code(repository, CONNECT_TIMEOUT_SECONDS)
+            revision = code_revision(repository, file)
+            if revision is None:
+                raise ModelUnavailableError(
+                    f"{role} {name!r} runs Python code of {repository}, which is not in the local hub cache. Run "
+                    f"`hf download {repository}` on a machine with a network and copy its hub cache."
+                )
+            used += f" code {repository}@{revision}"
+        return used
 
     def _embedded(self, requested: str, name: str, role: Role, warning: str | None) -> ResolvedModel:
         if name != EMBEDDED[role]:
@@ -272,14 +297,6 @@ def _assumed_pooling(directory: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         causal = False
     return "lasttoken" if causal else "mean"
-
-
-def _has_own_code(directory: Path) -> bool:
-    try:
-        return bool(json.loads((directory / "config.json").read_text(encoding="utf-8")).get("auto_map"))
-    except (OSError, ValueError, AttributeError):
-        # Whoever loads the model says what is wrong with the file.
-        return False
 
 
 def _require_model(name: str, directory: Path) -> None:

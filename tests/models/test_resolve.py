@@ -428,3 +428,38 @@ def test_code_of_its_own_runs_only_by_name(
         assert found.remote_code
         assert found.source == "local hub cache"
     assert not no_network
+
+
+def test_code_of_another_repository(
+    cross_encoder: Path, hub_cache: Path, tmp_path: Path, no_network: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(cross_encoder, model)
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoConfig": "other/code--impl.Config", "AutoModel": ["other/code--impl.Model", None]}
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    lay_out_hub_cache(hub_cache, NAME, model)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+
+    def resolve_with(*allowed: str) -> ResolvedModel:
+        return ModelResolver(tmp_path / "models", tmp_path, "fail", allowed).resolve(NAME, "cross-encoder")
+
+    with pytest.raises(ModelUnavailableError, match=rf'ALLOW_REMOTE_CODE = \["{NAME}", "other/code"\]'):
+        resolve_with(NAME)
+    with pytest.raises(ModelUnavailableError, match="code of other/code, which is not in the local hub cache"):
+        resolve_with(NAME, "other/code")
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "impl.py").write_text("class Config: ...", encoding="utf-8")
+
+    def download(name: str, **options: object) -> str:
+        assert (name, options["allow_patterns"]) == ("other/code", ["*.py"])
+        return str(lay_out_hub_cache(hub_cache, name, code))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    found = resolve_with(NAME, "other/code")
+    assert found.fingerprint.endswith(f" code other/code@{COMMIT}")
