@@ -20,7 +20,6 @@ from src.core.data_lock import holder_of
 from src.core.errors import StaleArtifactError, UserError
 from src.core.types import Chunks, Corpus, Qrels, Queries
 from src.engine.devices import pick_device
-from src.engine.multi_vector_scorer import is_multi_vector
 from src.engine.openvino_graphs import conversion_folder
 from src.engine.pair_scorer import needs_library
 from src.indexing import EncoderPlan, IndexPlan, index_status, load_encoder, units_of
@@ -235,7 +234,7 @@ def time_needed(patient: Patient) -> Iterator[Finding]:
         parts.append(f"encoding {len(texts):,} {encoder.unit}s {seconds:.0f} s")
     for model, _ in plan.rerankers:
         pairs, seconds, rate = _reranking_seconds(patient, plan, model)
-        by_openvino = faster if not is_multi_vector(model.directory) and needs_library(model.directory) is None else 1.0
+        by_openvino = faster if needs_library(model.directory) is None else 1.0
         seconds, rate = seconds / by_openvino, rate * by_openvino
         total += seconds
         parts.append(f"reranking {pairs:,} pairs {seconds:.0f} s ({rate:,.0f} pairs/s)")
@@ -248,7 +247,8 @@ def _converted(patient: Patient) -> bool:
     if patient.device != "cpu" or patient.settings.cpu_engine == "torch":
         return True
     kept = cpu_engine(patient.settings).kept
-    used = [model for model, _ in patient.rerankers] + [encoder.model for encoder in patient.encoders]
+    used = [model for model, _ in patient.rerankers if needs_library(model.directory) is None]
+    used += [encoder.model for encoder in patient.encoders]
     return all((conversion_folder(kept, model.fingerprint) / MANIFEST_NAME).is_file() for model in used)
 
 

@@ -30,7 +30,7 @@ def leave_on_signals() -> None:
 
 def _leave(number: int, _frame: FrameType | None) -> None:
     os.write(1, f"{STOPPED}\n".encode())
-    os._exit(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED)
+    os._exit(_code_of(number))
 
 
 def stop_on_signals() -> None:
@@ -49,7 +49,11 @@ def stop_on_signals() -> None:
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    raise Stopped(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED)
+    raise Stopped(_code_of(number))
+
+
+def _code_of(number: int) -> int:
+    return EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED
 
 
 def _watch(receiving: socket.socket, _sending: socket.socket) -> None:
@@ -60,4 +64,4 @@ def _watch(receiving: socket.socket, _sending: socket.socket) -> None:
     threading.Event().wait(PATIENCE_SECONDS)
     sys.stdout.write(STOPPED + "\n")
     sys.stdout.flush()
-    os._exit(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_TERMINATED)
+    os._exit(_code_of(number))

@@ -117,18 +117,14 @@ class LibraryScorer(TextScorer):
             (questions.texts[q], self._cut(passages, p, self.max_length - int(questions.lengths[q]), ends))
             for q, p in pairs.tolist()
         ]
-
-        def largest() -> PairTooLargeError:
-            lengths = self.pair_lengths(questions, passages, pairs)
-            longest = int(lengths.argmax())
-            question, passage = pairs[longest].tolist()
-            return PairTooLargeError(question, passage, int(lengths[longest]), self.device)
-
+        lengths = self.pair_lengths(questions, passages, pairs)
+        longest = int(lengths.argmax())
+        question, passage = pairs[longest].tolist()
         raw: npt.NDArray[np.float32] = self.halving(
             lambda: self.model.predict(
                 texts, batch_size=self.batch_size, show_progress_bar=False, convert_to_numpy=True
             ),
-            largest,
+            PairTooLargeError(question, passage, int(lengths[longest]), self.device),
         )
         return checked(raw[:, 1] - raw[:, 0] if raw.ndim == 2 else raw)
 

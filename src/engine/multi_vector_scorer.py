@@ -20,7 +20,7 @@ from src.core.errors import UserError
 from src.engine.devices import explain_loading
 from src.engine.memory_limit import PairTooLargeError
 from src.engine.text_scorer import Pairs, Scores, TextScorer, TextTable, checked, text_tables
-from src.engine.tokens import TokenTable
+from src.engine.tokens import TokenTable, usable_positions
 
 KEPT_BYTES = 1 << 29  # of passages' vectors, in the memory of the device
 _TYPES = {"MultiVectorEncoder", "ColBERT"}  # the second one is PyLate's
@@ -118,12 +118,7 @@ class MultiVectorScorer(TextScorer):
     def _limit(transformer: Any) -> int:
         """Most tokens of a text with its marks."""
         limit = int(min(transformer.max_seq_length or _NO_LIMIT, _NO_LIMIT))
-        config: Any = getattr(transformer.model, "config", None)
-        positions = int(getattr(config, "max_position_embeddings", 0) or limit)
-        # RoBERTa counts positions from pad_token_id + 1, so two of its 514 can never be used.
-        if getattr(config, "model_type", "") in {"roberta", "xlm-roberta", "camembert"}:
-            positions -= int(config.pad_token_id) + 1
-        return min(limit, positions)
+        return min(limit, usable_positions(getattr(transformer.model, "config", None), limit))
 
     @property
     def longest_question(self) -> int:
@@ -241,6 +236,6 @@ class MultiVectorScorer(TextScorer):
             return []
         encode = self.model.encode_query if task == "query" else self.model.encode_document
         found: list[torch.Tensor] = self.halving(
-            lambda: encode(list(texts), batch_size=self.batch_size, show_progress_bar=False), lambda: error
+            lambda: encode(list(texts), batch_size=self.batch_size, show_progress_bar=False), error
         )
         return found

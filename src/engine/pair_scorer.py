@@ -22,7 +22,7 @@ from src.engine.openvino_graphs import BackendUnavailableError
 from src.engine.packed_backend import PackedBackend
 from src.engine.pair_backends import PairBackend
 from src.engine.split_backend import SplitBackend
-from src.engine.tokens import PairTemplate, TokenTable, tokenize
+from src.engine.tokens import PairTemplate, TokenTable, tokenize, usable_positions
 from src.engine.torch_backend import TorchBackend
 
 Pairs = npt.NDArray[np.int32]
@@ -119,7 +119,7 @@ class CrossEncoderScorer:
         self.loaded = False
         self.batch_size = batch_size
         self.template = PairTemplate.of(self.tokenizer)
-        self.model_limit = self._model_limit(config)
+        self.model_limit = min(usable_positions(config, 512), int(self.tokenizer.model_max_length))
         self.max_length = min(max_length, self.model_limit)
 
     def load(self) -> None:
@@ -143,13 +143,6 @@ class CrossEncoderScorer:
             log.warning("%s cannot run the cross-encoder (%s): %s runs it.", unable, reason, self.backend.name)
             self.backend.load()
         self.loaded = True
-
-    def _model_limit(self, config: Any) -> int:
-        positions = int(getattr(config, "max_position_embeddings", 0) or 512)
-        # RoBERTa counts positions from pad_token_id + 1, so two of its 514 can never be used.
-        if config.model_type in {"roberta", "xlm-roberta", "camembert"}:
-            positions -= int(config.pad_token_id) + 1
-        return min(positions, int(self.tokenizer.model_max_length))
 
     @property
     def longest_question(self) -> int:
@@ -276,15 +269,11 @@ def make_scorer(
         UserError: where the model is no reranker.
     """
     precision = settled_precision(precision, device)
-    with explain_loading("CROSS_ENCODER_MODEL", directory):
-        late = is_multi_vector(directory)
-    if late:
-        log.info("%s is a late-interaction model: sentence-transformers runs it, a passage once.", directory.name)
-        return MultiVectorScorer(directory, device, batch_size, max_length, precision, remote_code)
     reason = needs_library(directory)
     if reason is not None:
         log.info("%s is %s: sentence-transformers runs it (the slow path).", directory.name, reason)
-        return LibraryScorer(directory, device, batch_size, max_length, precision, remote_code)
+        scorer = MultiVectorScorer if is_multi_vector(directory) else LibraryScorer
+        return scorer(directory, device, batch_size, max_length, precision, remote_code)
 
     def torch_backend() -> PairBackend:
         return _on_all([TorchBackend(directory, each, precision) for each in every_device(device)])
@@ -311,6 +300,8 @@ def needs_library(directory: Path) -> str | None:
         UserError: where its files cannot be read, or are those of a bi-encoder.
     """
     with explain_loading("CROSS_ENCODER_MODEL", directory):
+        if is_multi_vector(directory):
+            return "a late-interaction model"
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         modules_file = directory / "modules.json"
         modules = json.loads(modules_file.read_text(encoding="utf-8")) if modules_file.is_file() else []

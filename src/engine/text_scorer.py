@@ -83,7 +83,7 @@ class TextScorer:
         )["offset_mapping"]
         return [end for _, end in offsets]
 
-    def halving(self, work: Callable[[], T], largest: Callable[[], PairTooLargeError]) -> T:
+    def halving(self, work: Callable[[], T], largest: PairTooLargeError) -> T:
         """What ``work`` returns; where memory runs out, ``batch_size`` is halved for the rest of the run.
 
         Args:
@@ -102,7 +102,7 @@ class TextScorer:
             if self.device.startswith("cuda"):
                 torch.cuda.empty_cache()
             if self.batch_size == 1:
-                raise largest()
+                raise largest
             self.batch_size //= 2
             log.warning(
                 "WARNING: the cross-encoder ran out of memory on %s: %d at a time from now on.",

@@ -137,3 +137,17 @@ class PairTemplate:
         types = np.full(pair_length, self.passage_type, dtype=np.int32)
         types[:border] = self.question_type
         return types
+
+
+def usable_positions(config: Any, otherwise: int) -> int:
+    """Most tokens that a model has positions for.
+
+    Args:
+        config: of the model.
+        otherwise: where it does not say.
+    """
+    positions = int(getattr(config, "max_position_embeddings", 0) or otherwise)
+    # RoBERTa counts positions from pad_token_id + 1, so two of its 514 can never be used.
+    if getattr(config, "model_type", "") in {"roberta", "xlm-roberta", "camembert"}:
+        positions -= int(config.pad_token_id) + 1
+    return positions

@@ -281,8 +281,8 @@ def _lack(directory: Path) -> str | None:
                     named.append(f"{dense}/model.safetensors")
         elif (directory / "config.json").is_file():
             config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-            # Stanford's ColBERT: lengths and marks of questions and documents.
-            named += ["artifact.metadata"] * ("HF_ColBERT" in (config.get("architectures") or ()))
+            if "HF_ColBERT" in (config.get("architectures") or ()):
+                named.append("artifact.metadata")  # lengths and marks of questions and documents
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"a damaged index or {_MODULES}: {type(error).__name__}: {error}"
     missing = sorted(name for name in set(named) if not (directory / name).is_file())

@@ -1,5 +1,6 @@
 """Retrieve: questions against one index; scores of chunks become scores of documents by maximum."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -54,13 +55,9 @@ def dense_run(
         depth: documents to keep per question.
         spool: where the run lies; by default in memory.
     """
-
-    def made(rows: slice) -> Run:
-        found = to_documents(*index.search(query_vectors[rows], unit_depth), unit_docs, depth)
-        return Run(name, queries.query_ids[rows], *found, corpus.fingerprint)
-
-    # In blocks: the units of a question are many more than its documents.
-    return Run.in_blocks(name, queries.query_ids, depth, corpus.fingerprint, spool or Spool(), made)
+    return _documents_run(
+        name, lambda rows: index.search(query_vectors[rows], unit_depth), unit_docs, queries, corpus, depth, spool
+    )
 
 
 def lexical_run(
@@ -74,10 +71,25 @@ def lexical_run(
     spool: Spool | None = None,
 ) -> Run:
     """Search stemmed terms; documents without a matching term do not enter. Arguments as in :func:`dense_run`."""
+    return _documents_run(
+        name, lambda rows: index.search([terms(text) for text in queries.texts[rows]], unit_depth), unit_docs, queries,
+        corpus, depth, spool,
+    )  # fmt: skip
+
+
+def _documents_run(
+    name: str,
+    search: Callable[[slice], tuple[Rows, Floats]],
+    unit_docs: Rows,
+    queries: Queries,
+    corpus: Corpus,
+    depth: int,
+    spool: Spool | None,
+) -> Run:
+    """What a search of units finds, as documents; in blocks, as units are many more."""
 
     def made(rows: slice) -> Run:
-        asked = [terms(text) for text in queries.texts[rows]]
-        found = to_documents(*index.search(asked, unit_depth), unit_docs, depth)
+        found = to_documents(*search(rows), unit_docs, depth)
         return Run(name, queries.query_ids[rows], *found, corpus.fingerprint)
 
     return Run.in_blocks(name, queries.query_ids, depth, corpus.fingerprint, spool or Spool(), made)
