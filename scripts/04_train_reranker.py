@@ -47,7 +47,9 @@ MOST_HELD_OUT = 200
 FEWEST_HELD_OUT = 20
 
 
-def _pair_sources(files: Sequence[PairFile], complete: Sequence[Path], seed: int, miner: Miner) -> list[Source]:
+def _pair_sources(
+    files: Sequence[PairFile], complete: Sequence[Path], seed: int, miner: Miner, taught: bool
+) -> list[Source]:
     sources = []
     for path, share, count in files:
         pairs = read_pairs(path)
@@ -55,7 +57,7 @@ def _pair_sources(files: Sequence[PairFile], complete: Sequence[Path], seed: int
         if count is not None and len(pairs) > count:
             pairs = [pairs[i] for i in sorted(random.Random(seed).sample(range(len(pairs)), count))]
         margin = math.inf if path in complete else MARGIN
-        sources.append(Source(path.stem, miner.examples(pairs, margin=margin), share, rewriter))
+        sources.append(Source(path.stem, miner.examples(pairs, (), margin, taught), share, rewriter))
     return sources
 
 
@@ -236,7 +238,7 @@ def _run(settings: Settings, flags: argparse.Namespace, models: Path, target: Pa
     labelled = _labelled(flags, settings, resolver) if use_labels else None
     if flags.pairs or flags.rule_pairs:
         miner = _miner(resolver, device, models, cpu_engine(settings))
-        sources += _pair_sources(files, flags.fully_labelled, flags.seed, miner)
+        sources += _pair_sources(files, flags.fully_labelled, flags.seed, miner, flags.teacher_share > 0)
         sources += _rule_sources(flags, settings, resolver, miner) if flags.rule_pairs else []
     if labelled is not None:
         sources.append(Source("labels", labelled.examples(labelled.labelled)))
@@ -253,7 +255,8 @@ def _run(settings: Settings, flags: argparse.Namespace, models: Path, target: Pa
     shape = TrainingSettings(
         layers=tuple(layers), rank=flags.rank, alpha=2 * flags.rank, learning_rate=flags.learning_rate,
         warmup_steps=flags.warmup_steps, steps=flags.steps, questions_per_step=flags.questions_per_step,
-        negatives_per_question=flags.negatives, max_tokens=flags.max_tokens, seed=flags.seed,
+        negatives_per_question=flags.negatives, max_tokens=flags.max_tokens,
+        teacher_share=flags.teacher_share, seed=flags.seed,
     )  # fmt: skip
     forge = Forge(base, shape, flags.continue_from, models / f"{flags.name}.training", device)
     if labelled is not None and flags.folds:

@@ -84,6 +84,10 @@ def training_parser(settings: Settings) -> argparse.ArgumentParser:
         help=f"per question (default: {defaults.negatives_per_question})",
     )  # fmt: skip
     add(
+        "--teacher-share", type=float, default=defaults.teacher_share, metavar="X",
+        help="share of the target of --pairs that follows the bi-encoder's own similarities (default: 0, labels alone)",
+    )  # fmt: skip
+    add(
         "--max-tokens",
         type=positive_integer,
         default=defaults.max_tokens,
@@ -159,6 +163,8 @@ def check_flags(flags: argparse.Namespace) -> None:
         )
     if not 0 <= flags.held_out < 1:
         raise UserError(f"--held-out {flags.held_out:g}: a share is needed, from 0 to below 1 (0.05 is 5 %).")
+    if not 0 <= flags.teacher_share < 1:
+        raise UserError(f"--teacher-share {flags.teacher_share:g}: a share is needed, from 0 to below 1.")
     for flag, value in (("--learning-rate", flags.learning_rate), ("--rule-share", flags.rule_share)):
         if not (math.isfinite(value) and value > 0):
             raise UserError(f"{flag} {value:g}: a number above 0 is needed.")

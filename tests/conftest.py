@@ -1,6 +1,7 @@
 """Fixtures: tiny models made on the spot, and small corpora on disk. Nothing is downloaded."""
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -193,6 +194,48 @@ QUESTIONS = {
     "q4": "airport lounge",
 }
 LABELS = {"q1": ["9"], "q2": ["11"], "q3": ["13"], "q4": ["15"]}
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def lay_out_hub_cache(cache: Path, name: str, model: Path) -> Path:
+    """A hub cache as huggingface_hub lays it out: blobs, a snapshot of links, a ref."""
+    repository = cache / ("models--" + name.replace("/", "--"))
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for number, file in enumerate(sorted(path for path in model.rglob("*") if path.is_file())):
+        blob = repository / "blobs" / f"{number:040d}"
+        shutil.copy(file, blob)
+        link = snapshot / file.relative_to(model)
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(blob)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    return snapshot
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Any look at the hub is recorded and fails at once."""
+    asked: list[str] = []
+
+    def refuse(self: object, name: str, **_: object) -> None:
+        asked.append(name)
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    return asked
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    cache = tmp_path / "hub"
+    cache.mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(cache))
+    return cache
 
 
 def write_csv(path: Path, header: str, rows: list[str], encoding: str = "utf-8", newline: str = "\n") -> Path:

@@ -4,6 +4,7 @@ Causal models with a template (Qwen3-Reranker, mxbai-rerank-v2), classifiers wit
 of their own. The library takes template and yes and no tokens from the model's own files.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,51 @@ from src.engine.memory_limit import PairTooLargeError
 from src.engine.text_scorer import Pairs, Scores, TextScorer, TextTable, checked, text_tables
 from src.engine.tokens import TokenTable
 
-# Of the Qwen3-Reranker card; for files from before sentence-transformers 5.4, whose template knows no pairs.
-_QWEN3_RERANKER = """<|im_start|>system
-Judge whether the Document meets the requirements based on the Query and the Instruct provided. \
-Note that the answer can only be "yes" or "no".<|im_end|>
-<|im_start|>user
-<Instruct>: Given a web search query, retrieve relevant passages that answer the query
-<Query>: {{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}
-<Document>: {{ messages | selectattr("role", "eq", "document") | map(attribute="content") | first }}<|im_end|>
-<|im_start|>assistant
-<think>
+_QUERY = '{{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}'
+_DOCUMENT = '{{ messages | selectattr("role", "eq", "document") | map(attribute="content") | first }}'
 
-</think>{{ "\\n\\n" }}"""
+
+@dataclass(frozen=True)
+class Prompting:
+    """How pairs are put to a causal model whose files do not say it: from before sentence-transformers 5.4.
+
+    Attributes:
+        name: part of the model's name.
+        template: of the chat, in Jinja.
+        true_token, false_token: the score is the log-odds of the first against the second.
+    """
+
+    name: str
+    template: str
+    true_token: str
+    false_token: str
+
+
+_PROMPTINGS = (
+    # Of the card of Qwen/Qwen3-Reranker-0.6B.
+    Prompting(
+        "qwen3-reranker",
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+        "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n"
+        f"<Query>: {_QUERY}\n<Document>: {_DOCUMENT}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>"
+        '{{ "\\n\\n" }}',
+        "yes",
+        "no",
+    ),
+    # Of the Python package mxbai-rerank, for version 2 of the models.
+    Prompting(
+        "mxbai-rerank",
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+        f"<|im_start|>user\nquery: {_QUERY}\ndocument: {_DOCUMENT}\n"
+        "You are a search relevance expert who evaluates how well documents match search queries. For each "
+        "query-document pair, carefully analyze the semantic relationship between them, then provide your binary "
+        "relevance judgment (0 for not relevant, 1 for relevant).\nRelevance:<|im_end|>\n<|im_start|>assistant"
+        '{{ "\\n" }}',
+        "1",
+        "0",
+    ),
+)
 
 
 class LibraryScorer(TextScorer):
@@ -73,10 +107,13 @@ class LibraryScorer(TextScorer):
             return
         except ValueError as error:
             reason = str(error).splitlines()[0]
-        if "qwen3-reranker" in str(self.directory).lower():
-            model.processor.chat_template = _QWEN3_RERANKER
-            model.predict([("a", "b")], show_progress_bar=False)
-            return
+        for known in _PROMPTINGS:
+            if known.name in str(self.directory).lower():
+                model.processor.chat_template = known.template
+                model[-1].true_token_id = self.tokenizer.convert_tokens_to_ids(known.true_token)
+                model[-1].false_token_id = self.tokenizer.convert_tokens_to_ids(known.false_token)
+                model.predict([("a", "b")], show_progress_bar=False)
+                return
         raise UserError(
             f"CROSS_ENCODER_MODEL: {self.directory} does not say how a pair is put to it: {reason} Take a revision "
             "with a modules.json for sentence-transformers, or name another model."

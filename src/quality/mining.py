@@ -18,6 +18,7 @@ from src.core.types import PAD, Corpus, Progress, Qrels, Queries, Rows, Run
 from src.engine.devices import half_precision
 from src.engine.encoder import SentenceEncoder
 from src.stages.index import Bm25Index
+from src.stages.late_interaction import maxsim
 
 Bars = Callable[[str, int], AbstractContextManager[Progress]]
 Pair = tuple[str, str]
@@ -31,11 +32,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Example:
-    """One question with one relevant passage and its mined negatives, best first."""
+    """One question with one relevant passage and its mined negatives, best first.
+
+    Attributes:
+        similarities: of the positive and of each negative to the question, see :meth:`Miner.examples`; empty where they
+            were not asked for.
+    """
 
     question: str
     positive: str
     negatives: tuple[str, ...]
+    similarities: tuple[float, ...] = ()
 
 
 def read_pairs(path: Path) -> list[Pair]:
@@ -161,7 +168,11 @@ class Miner:
         self.bars = bars
 
     def examples(
-        self, pairs: Sequence[Pair], extra_passages: Sequence[str] = (), margin: float = MARGIN
+        self,
+        pairs: Sequence[Pair],
+        extra_passages: Sequence[str] = (),
+        margin: float = MARGIN,
+        similarities: bool = False,
     ) -> list[Example]:
         """One example per distinct question.
 
@@ -169,6 +180,8 @@ class Miner:
             pairs: (question, right passage); a question may come several times.
             extra_passages: further passages that may serve as negatives.
             margin: see :func:`mine_negatives`.
+            similarities: also how near the bi-encoder finds each passage: the mean of the cosine of the texts and of
+                late interaction (:func:`~src.stages.late_interaction.maxsim`).
         """
         passages = list(dict.fromkeys([*(passage for _, passage in pairs), *extra_passages]))
         row_of = {passage: row for row, passage in enumerate(passages)}
@@ -185,10 +198,34 @@ class Miner:
         else:
             negatives = self._mine(questions, positives, passages, margin)
             write_json(path, negatives)
+        near: list[list[float]] = [[] for _ in questions]
+        if similarities:
+            path = self.cache / f"{key}-similarities.json"
+            if path.is_file():
+                near = json.loads(path.read_text(encoding="utf-8"))
+            else:
+                lists = [[min(positive), *found] for positive, found in zip(positives, negatives, strict=True)]
+                near = self._similarities(questions, passages, lists)
+                write_json(path, near)
         return [
-            Example(question, passages[min(positive)], tuple(passages[row] for row in found))
-            for question, positive, found in zip(questions, positives, negatives, strict=True)
+            Example(question, passages[min(positive)], tuple(passages[row] for row in found), tuple(similar))
+            for question, positive, found, similar in zip(questions, positives, negatives, near, strict=True)
         ]
+
+    def _similarities(
+        self, questions: Sequence[str], passages: Sequence[str], lists: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """For each question the similarity of every passage of its list."""
+        with self.bars("Similarities: encoding passages", len(passages)) as progress:
+            passage_vectors, passage_tokens = self.encoder.encode_tokens(passages, "document", 32, progress)
+        with self.bars("Similarities: encoding questions", len(questions)) as progress:
+            question_vectors, question_tokens = self.encoder.encode_tokens(questions, "query", 32, progress)
+        found = []
+        for i, rows in enumerate(np.asarray(listed, dtype=np.int32) for listed in lists):
+            late = maxsim(question_tokens[i].astype(np.float32), passage_tokens, rows)
+            means = (late + passage_vectors[rows] @ question_vectors[i]) / 2
+            found.append([round(float(value), 5) for value in means])
+        return found
 
     def _mine(
         self, questions: Sequence[str], positives: Sequence[frozenset[int]], passages: Sequence[str], margin: float

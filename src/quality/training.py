@@ -1,7 +1,8 @@
 """Fine-tuning a cross-encoder: listwise loss over mined hard negatives, a small LoRA adapter.
 
 The loss is the softmax cross-entropy over one positive and n negatives of a question (the listwise loss with one
-relevant item; Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Listwise Approach").
+relevant item; Cao et al. 2007, "Learning to Rank: From Pairwise Approach to Listwise Approach"). A part of the target
+may come from a teacher, the bi-encoder (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network").
 """
 
 import logging
@@ -24,6 +25,8 @@ from src.engine.devices import half_precision
 from src.quality.mining import Example
 
 _STATE_FILE = "training_state.pt"
+# TEMP
+TEACHER_TEMPERATURE = 0.015
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ class TrainingSettings:
         learning_rate: peak, after ``warmup_steps`` of linear warm-up, then linear decay to zero.
         steps, questions_per_step, negatives_per_question: size of the run; one question is 1 + n pairs.
         max_tokens: longest pair; the passage is cut, never the question.
+        teacher_share: share of the target that is the teacher's, see :func:`targets`.
         seed: of sampling and initialisation.
     """
 
@@ -50,6 +54,7 @@ class TrainingSettings:
     questions_per_step: int = 6
     negatives_per_question: int = 5
     max_tokens: int = 128
+    teacher_share: float = 0.0
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     seed: int = 0
@@ -96,10 +101,30 @@ def draw(sources: Sequence[Source], settings: TrainingSettings) -> Iterator[list
             if not waiting[source.name]:
                 waiting[source.name] = generator.sample(usable[source.name], len(usable[source.name]))
             example = waiting[source.name].pop()
-            negatives = generator.sample(example.negatives, settings.negatives_per_question)
-            example = replace(example, negatives=tuple(negatives))
+            chosen = generator.sample(range(len(example.negatives)), settings.negatives_per_question)
+            similarities = example.similarities and tuple(
+                example.similarities[i] for i in (0, *(j + 1 for j in chosen))
+            )
+            negatives = tuple(example.negatives[i] for i in chosen)
+            example = replace(example, negatives=negatives, similarities=similarities)
             batch.append(source.rewrite(example, generator) if source.rewrite is not None else example)
         yield batch
+
+
+def targets(batch: Sequence[Example], teacher_share: float) -> torch.Tensor:
+    """What the softmax over a question's passages shall be, float32 [questions, 1 + negatives], the positive first.
+
+    All of it is the positive's, but for ``teacher_share`` that the softmax of the similarities divides. A question that
+    has none, or whose teacher has another passage first, is left to its label.
+    """
+    found = torch.zeros(len(batch), 1 + len(batch[0].negatives))
+    found[:, 0] = 1.0
+    if teacher_share > 0:
+        for row, example in zip(found, batch, strict=True):
+            if example.similarities and max(example.similarities) == example.similarities[0]:
+                taught = torch.softmax(torch.tensor(example.similarities) / TEACHER_TEMPERATURE, dim=0)
+                row.mul_(1 - teacher_share).add_(taught, alpha=teacher_share)
+    return found
 
 
 def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
@@ -234,7 +259,7 @@ class Trainer:
         self.model.train()
         pairs = [(example.question, text) for example in batch for text in (example.positive, *example.negatives)]
         logits = self.logits(pairs).view(len(batch), -1)
-        right = torch.zeros(len(batch), dtype=torch.long, device=logits.device)
+        right = targets(batch, self.settings.teacher_share).to(logits.device)
         loss = torch.nn.functional.cross_entropy(logits, right)
         if not torch.isfinite(loss):
             raise UserError(f"training diverged at step {step} (loss {loss.item()}). Lower --learning-rate.")

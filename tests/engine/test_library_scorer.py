@@ -107,23 +107,6 @@ def test_a_causal_model_without_a_template_for_pairs(tmp_path: Path) -> None:
         scorer_of(folder).load()
 
 
-def test_an_early_qwen3_reranker_gets_the_template_of_its_card(tmp_path: Path) -> None:
-    folder = save_causal(tmp_path / "Qwen3-Reranker-0.6B", CHAT_TEMPLATE, with_modules=False)
-    scorer = scorer_of(folder)
-    found = scores_of(scorer)
-    tokenizer = causal_tokenizer(CHAT_TEMPLATE)
-    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    prompt = (
-        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
-        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
-        "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n"
-        f"<Query>: {QUESTIONS[0]}\n<Document>: {PASSAGES[2]}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-    )
-    with torch.inference_mode():
-        logits = model(input_ids=tokenizer(prompt, return_tensors="pt")["input_ids"]).logits[0, -1]
-    assert found[2] == pytest.approx(float(logits[4] - logits[5]), abs=1e-4)
-
-
 def reference(model: Any, question: str, passage: str, max_length: int) -> torch.Tensor:
     tokenizer = bert_tokenizer()
     encoded = tokenizer(
@@ -183,38 +166,6 @@ def test_a_bi_encoder_is_no_reranker(bi_encoder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(UserError, match=r"no weights for .*score at random"):
         scorer_of(tmp_path).load()
-
-
-OWN_CODE = """
-from transformers import BertConfig, BertForSequenceClassification
-
-class DoubledConfig(BertConfig):
-    model_type = "doubled"
-
-class Doubled(BertForSequenceClassification):
-    config_class = DoubledConfig
-    def forward(self, *args, **kwargs):
-        output = super().forward(*args, **kwargs)
-        output.logits = 2 * output.logits
-        return output
-"""
-
-
-def test_a_model_with_code_of_its_own(tmp_path: Path) -> None:
-    folder = save_cross_encoder(tmp_path / "own-code")
-    plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    (folder / "modeling_doubled.py").write_text(OWN_CODE, encoding="utf-8")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["model_type"] = "doubled"
-    config["auto_map"] = {
-        "AutoConfig": "modeling_doubled.DoubledConfig",
-        "AutoModelForSequenceClassification": "modeling_doubled.Doubled",
-    }
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert needs_library(folder) == "a model with Python code of its own"
-    found = scores_of(scorer_of(folder, remote_code=True))
-    expected = [2 * float(reference(plain, QUESTIONS[q], PASSAGES[p], 67)[0]) for q, p in PAIRS.tolist()]
-    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_plain_cross_encoders_stay_on_the_fast_path(cross_encoder: Path, xlmr_cross_encoder: Path) -> None:

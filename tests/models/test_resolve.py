@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import COMMIT, lay_out_hub_cache
 
 from src.core.errors import DiskFullError, ModelUnavailableError
 from src.models import resolve
@@ -14,37 +15,6 @@ from src.models.resolve import EMBEDDED, ModelResolver, ResolvedModel
 PROJECT = Path(__file__).resolve().parents[2]
 NAME = "cross-encoder/ms-marco-MiniLM-L-12-v2"
 ENCODER = "nobody/encoder"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def lay_out_hub_cache(cache: Path, name: str, model: Path) -> Path:
-    """A hub cache as huggingface_hub lays it out: blobs, a snapshot of links, a ref."""
-    repository = cache / ("models--" + name.replace("/", "--"))
-    snapshot = repository / "snapshots" / COMMIT
-    snapshot.mkdir(parents=True)
-    (repository / "blobs").mkdir()
-    for number, file in enumerate(sorted(path for path in model.rglob("*") if path.is_file())):
-        blob = repository / "blobs" / f"{number:040d}"
-        shutil.copy(file, blob)
-        link = snapshot / file.relative_to(model)
-        link.parent.mkdir(exist_ok=True)
-        link.symlink_to(blob)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
-    return snapshot
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Any look at the hub is recorded and fails at once."""
-    asked: list[str] = []
-
-    def refuse(self: object, name: str, **_: object) -> None:
-        asked.append(name)
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
-    return asked
 
 
 class FakeHub:
@@ -62,15 +32,6 @@ class FakeHub:
 
         monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda api, name, **_: self)
         monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-
-
-@pytest.fixture
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    cache = tmp_path / "hub"
-    cache.mkdir()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(cache))
-    return cache
 
 
 def resolver(root: Path, when: str = "fail") -> ModelResolver:
