@@ -14,9 +14,9 @@ import torch
 from src.core.artifacts import fingerprint, write_json
 from src.core.errors import UserError
 from src.core.text import terms
-from src.core.types import PAD, Corpus, Progress, Qrels, Queries, Rows, Run
+from src.core.types import PAD, Corpus, Floats, Progress, Qrels, Queries, Rows, Run, TokenVectors
 from src.engine.devices import half_precision
-from src.engine.encoder import SentenceEncoder
+from src.engine.encoder import Role, SentenceEncoder
 from src.stages.index import Bm25Index
 from src.stages.late_interaction import maxsim
 
@@ -192,63 +192,87 @@ class Miner:
         positives = [frozenset(found) for found in rows.values()]
         made_from = [self.encoder_fingerprint, questions, [sorted(p) for p in positives], passages]
         key = fingerprint(made_from if margin == MARGIN else [*made_from, margin])
-        path = self.cache / f"{key}.json"
+        path, near_path = self.cache / f"{key}.json", self.cache / f"{key}-similarities.json"
+        encoded: _Encoded | None = None
+        if not path.is_file() or (similarities and not near_path.is_file()):
+            encoded = self._encode(passages, questions, similarities)
         if path.is_file():
             negatives = json.loads(path.read_text(encoding="utf-8"))
         else:
-            negatives = self._mine(questions, positives, passages, margin)
+            assert encoded is not None
+            negatives = _mine(encoded, questions, positives, passages, margin)
             write_json(path, negatives)
         near: list[list[float]] = [[] for _ in questions]
-        if similarities:
-            path = self.cache / f"{key}-similarities.json"
-            if path.is_file():
-                near = json.loads(path.read_text(encoding="utf-8"))
-            else:
-                lists = [[min(positive), *found] for positive, found in zip(positives, negatives, strict=True)]
-                near = self._similarities(questions, passages, lists)
-                write_json(path, near)
+        if similarities and near_path.is_file():
+            near = json.loads(near_path.read_text(encoding="utf-8"))
+        elif similarities:
+            assert encoded is not None
+            near = _similarities(encoded, [[min(p), *n] for p, n in zip(positives, negatives, strict=True)])
+            write_json(near_path, near)
         return [
             Example(question, passages[min(positive)], tuple(passages[row] for row in found), tuple(similar))
             for question, positive, found, similar in zip(questions, positives, negatives, near, strict=True)
         ]
 
-    def _similarities(
-        self, questions: Sequence[str], passages: Sequence[str], lists: Sequence[Sequence[int]]
-    ) -> list[list[float]]:
-        """For each question the similarity of every passage of its list."""
-        with self.bars("Similarities: encoding passages", len(passages)) as progress:
-            passage_vectors, passage_tokens = self.encoder.encode_tokens(passages, "document", 32, progress)
-        with self.bars("Similarities: encoding questions", len(questions)) as progress:
-            question_vectors, question_tokens = self.encoder.encode_tokens(questions, "query", 32, progress)
-        found = []
-        for i, rows in enumerate(np.asarray(listed, dtype=np.int32) for listed in lists):
-            late = maxsim(question_tokens[i].astype(np.float32), passage_tokens, rows)
-            means = (late + passage_vectors[rows] @ question_vectors[i]) / 2
-            found.append([round(float(value), 5) for value in means])
-        return found
-
-    def _mine(
-        self, questions: Sequence[str], positives: Sequence[frozenset[int]], passages: Sequence[str], margin: float
-    ) -> list[tuple[int, ...]]:
+    def _encode(self, passages: Sequence[str], questions: Sequence[str], with_tokens: bool) -> "_Encoded":
         # Half precision changes no cosine by more than the margin, and mining needs no exact order.
         device = self.encoder.model.device.type
         half = half_precision(device)
         with torch.autocast(device, half, enabled=half is not None):
             with self.bars("Mining: encoding passages", len(passages)) as progress:
-                passage_vectors = self.encoder.encode(passages, "document", 32, progress)
+                read = self._vectors(passages, "document", with_tokens, progress)
             with self.bars("Mining: encoding questions", len(questions)) as progress:
-                question_vectors = self.encoder.encode(questions, "query", 32, progress)
-        index = Bm25Index.build([terms(passage) for passage in passages], 1.2, 0.75, "bm25s")
+                asked = self._vectors(questions, "query", with_tokens, progress)
+        return _Encoded(*asked, *read)
 
-        def lexical_top(start: int, stop: int) -> list[list[int]]:
-            rows, _ = index.search([terms(question) for question in questions[start:stop]], LEXICAL_DEPTH)
-            return [[row for row in found if row != PAD] for found in rows.tolist()]
+    def _vectors(
+        self, texts: Sequence[str], role: Role, with_tokens: bool, progress: Progress
+    ) -> tuple[Floats, TokenVectors | None]:
+        if with_tokens:
+            return self.encoder.encode_tokens(texts, role, 32, progress)
+        return self.encoder.encode(texts, role, 32, progress), None
 
-        return mine_negatives(
-            questions,
-            positives,
-            passages,
-            lambda start, stop: question_vectors[start:stop] @ passage_vectors.T,
-            lexical_top,
-            margin=margin,
-        )
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Unit vectors of texts, float32 [N, D], and of their tokens where they were asked for."""
+
+    questions: Floats
+    question_tokens: TokenVectors | None
+    passages: Floats
+    passage_tokens: TokenVectors | None
+
+
+def _similarities(encoded: _Encoded, lists: Sequence[Sequence[int]]) -> list[list[float]]:
+    """For each question the similarity of every passage of its list."""
+    assert encoded.question_tokens is not None
+    assert encoded.passage_tokens is not None
+    found = []
+    for i, rows in enumerate(np.asarray(listed, dtype=np.int32) for listed in lists):
+        late = maxsim(encoded.question_tokens[i].astype(np.float32), encoded.passage_tokens, rows)
+        means = (late + encoded.passages[rows] @ encoded.questions[i]) / 2
+        found.append([round(float(value), 5) for value in means])
+    return found
+
+
+def _mine(
+    encoded: _Encoded,
+    questions: Sequence[str],
+    positives: Sequence[frozenset[int]],
+    passages: Sequence[str],
+    margin: float,
+) -> list[tuple[int, ...]]:
+    index = Bm25Index.build([terms(passage) for passage in passages], 1.2, 0.75, "bm25s")
+
+    def lexical_top(start: int, stop: int) -> list[list[int]]:
+        rows, _ = index.search([terms(question) for question in questions[start:stop]], LEXICAL_DEPTH)
+        return [[row for row in found if row != PAD] for found in rows.tolist()]
+
+    return mine_negatives(
+        questions,
+        positives,
+        passages,
+        lambda start, stop: encoded.questions[start:stop] @ encoded.passages.T,
+        lexical_top,
+        margin=margin,
+    )

@@ -64,6 +64,32 @@ def test_the_miner_keeps_what_it_found(bi_encoder: Path, tmp_path: Path) -> None
     assert len(calls) == 6
 
 
+def test_similarities_are_means_of_cosine_and_late_interaction(bi_encoder: Path, tmp_path: Path) -> None:
+    pairs = [("ставка", "ставка по вкладу"), ("карта", "карта бесплатна")]
+    encoder = SentenceEncoder(bi_encoder)
+    calls: list[str] = []
+
+    def bars(name: str, total: int) -> nullcontext:  # type: ignore[type-arg]
+        calls.append(name)
+        return nullcontext(lambda count: None)
+
+    miner = Miner(encoder, "fingerprint", tmp_path, bars)
+    plain = miner.examples(pairs, margin=float("inf"))
+    assert plain[0].similarities == ()
+    assert len(calls) == 2
+    (found, _) = miner.examples(pairs, margin=float("inf"), similarities=True)
+    assert (found.question, found.positive, found.negatives) == ("ставка", "ставка по вкладу", ("карта бесплатна",))
+    asked, asked_tokens = encoder.encode_tokens(["ставка"], "query")
+    read, read_tokens = encoder.encode_tokens(["ставка по вкладу", "карта бесплатна"], "document")
+    for i, similarity in enumerate(found.similarities):
+        cosines = asked_tokens[0].astype(np.float32) @ read_tokens[i].astype(np.float32).T
+        expected = (float(asked[0] @ read[i]) + float(cosines.max(axis=1).mean())) / 2
+        assert similarity == pytest.approx(expected, abs=2e-3)
+    assert len(calls) == 4
+    assert miner.examples(pairs, margin=float("inf"), similarities=True)[0] == found
+    assert len(calls) == 4
+
+
 def test_labelled_examples_by_hand() -> None:
     corpus = Corpus(("a", "b", "c"), ("", "", ""), ("A", "B", "C"))
     queries = Queries(("q1", "q2", "q3"), ("one", "two", "three"))

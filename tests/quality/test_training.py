@@ -16,7 +16,15 @@ from src.engine.torch_backend import TorchBackend
 from src.models.embedded_reranker import load_base_classifier
 from src.quality.adapter import load_adapter, save_adapter, wrap_with_lora
 from src.quality.mining import Example
-from src.quality.training import Source, Trainer, TrainingSettings, draw, held_out_accuracy, learning_rate_factor
+from src.quality.training import (
+    Source,
+    Trainer,
+    TrainingSettings,
+    draw,
+    held_out_accuracy,
+    learning_rate_factor,
+    targets,
+)
 
 SHAPE = TrainingSettings(
     layers=(0,), rank=4, alpha=8, learning_rate=3e-3, warmup_steps=2, steps=12, questions_per_step=2,
@@ -156,6 +164,22 @@ def test_shares_and_the_number_of_negatives() -> None:
 def test_too_few_negatives_are_an_error() -> None:
     with pytest.raises(UserError, match="no question has 2 mined negatives"):
         next(draw([Source("short", [Example("q", "x", ("y",))])], SHAPE))
+
+
+def test_a_draw_keeps_the_similarities_of_the_passages_drawn() -> None:
+    example = Example("q", "right", ("0.1", "0.2", "0.3", "0.4"), (0.9, 0.1, 0.2, 0.3, 0.4))
+    for _, (drawn, _) in zip(range(20), draw([Source("one", [example])], SHAPE), strict=False):
+        assert drawn.similarities == (0.9, *map(float, drawn.negatives))
+
+
+def test_targets_by_hand() -> None:
+    # 0.015 apart at a temperature of 0.015: the softmax of 1 and 0 is 0.7311 and 0.2689.
+    sure = Example("q", "right", ("near",), (0.9, 0.885))
+    wrong = Example("q", "right", ("near",), (0.885, 0.9))
+    silent = Example("q", "right", ("near",))
+    found = targets([sure, wrong, silent], 0.5)
+    np.testing.assert_allclose(found, [[0.8655, 0.1345], [1, 0], [1, 0]], atol=1e-4)
+    np.testing.assert_array_equal(targets([sure], 0.0), [[1, 0]])
 
 
 def test_rewriting_happens_on_each_draw() -> None:
