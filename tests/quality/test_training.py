@@ -173,9 +173,9 @@ def test_a_draw_keeps_the_similarities_of_the_passages_drawn() -> None:
 
 
 def test_targets_by_hand() -> None:
-    # 0.015 apart at a temperature of 0.015: the softmax of 1 and 0 is 0.7311 and 0.2689.
-    sure = Example("q", "right", ("near",), (0.9, 0.885))
-    wrong = Example("q", "right", ("near",), (0.885, 0.9))
+    # 0.01 apart at a temperature of 0.01: the softmax of 1 and 0 is 0.7311 and 0.2689.
+    sure = Example("q", "right", ("near",), (0.9, 0.89))
+    wrong = Example("q", "right", ("near",), (0.89, 0.9))
     silent = Example("q", "right", ("near",))
     found = targets([sure, wrong, silent], 0.5)
     np.testing.assert_allclose(found, [[0.8655, 0.1345], [1, 0], [1, 0]], atol=1e-4)
