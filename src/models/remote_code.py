@@ -4,6 +4,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from src.core.errors import ModelUnavailableError
+from src.core.memory import first_line
+
 SEPARATOR = "--"  # between a repository and a module of it, in auto_map
 
 
@@ -25,19 +28,32 @@ def foreign_code(directory: Path) -> dict[str, str]:
     return found
 
 
-def code_revision(repository: str, file: str) -> str | None:
-    """The commit of a repository's code in the local hub cache; ``None`` where it is not there."""
-    from huggingface_hub import try_to_load_from_cache
+def revision_of_code(repository: str, file: str, download: bool, timeout: float) -> str:
+    """The commit of a repository's code in the local hub cache.
 
-    found = try_to_load_from_cache(repository, file)
-    return Path(found).parent.name if isinstance(found, str) else None
+    Args:
+        file: one file of the code.
+        download: whether to fetch its Python files where they are not there.
+        timeout: seconds until the hub must have answered.
 
+    Raises:
+        ModelUnavailableError: where the code is not there; its text begins with the repository.
+    """
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
 
-def fetch_code(repository: str, timeout: float) -> None:
-    """Download the Python files of a repository into the hub cache."""
-    from huggingface_hub import snapshot_download
-
-    snapshot_download(repository, allow_patterns=["*.py"], etag_timeout=timeout)
+    found, reason = try_to_load_from_cache(repository, file), ""
+    if not isinstance(found, str) and download:
+        try:
+            snapshot_download(repository, allow_patterns=["*.py"], etag_timeout=timeout)
+        except Exception as error:  # every other way in which a hub can fail means: it is not here
+            reason = f" ({type(error).__name__}: {first_line(error)})"
+        found = try_to_load_from_cache(repository, file)
+    if not isinstance(found, str):
+        raise ModelUnavailableError(
+            f"{repository}, which is not in the local hub cache{reason}. Run `hf download {repository}` "
+            "on a machine with a network and copy its hub cache."
+        )
+    return Path(found).parent.name
 
 
 def _named(directory: Path) -> Iterator[str]:

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -17,7 +16,7 @@ from src.core.artifacts import MANIFEST_NAME, atomic_path, file_sha256, fingerpr
 from src.core.atomic import explain_full_disk
 from src.core.errors import DiskFullError, ModelUnavailableError
 from src.models import embedded_e5, embedded_reranker
-from src.models.remote_code import code_revision, fetch_code, foreign_code, has_own_code
+from src.models.remote_code import foreign_code, has_own_code, revision_of_code
 
 Role = Literal["bi-encoder", "cross-encoder"]
 Source = Literal["directory", "local hub cache", "hub", "embedded"]
@@ -194,15 +193,10 @@ class ModelResolver:
                     f'name: ALLOW_REMOTE_CODE = ["{name}", "{repository}"]. Read that code first, or name another '
                     "model."
                 )
-            if code_revision(repository, file) is None and self.may_download:
-                with suppress(Exception):  # told below, as what is missing
-                    fetch_code(repository, CONNECT_TIMEOUT_SECONDS)
-            revision = code_revision(repository, file)
-            if revision is None:
-                raise ModelUnavailableError(
-                    f"{role} {name!r} runs Python code of {repository}, which is not in the local hub cache. Run "
-                    f"`hf download {repository}` on a machine with a network and copy its hub cache."
-                )
+            try:
+                revision = revision_of_code(repository, file, self.may_download, CONNECT_TIMEOUT_SECONDS)
+            except ModelUnavailableError as error:
+                raise ModelUnavailableError(f"{role} {name!r} runs Python code of {error}") from error
             used += f" code {repository}@{revision}"
         return used
 
