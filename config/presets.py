@@ -17,9 +17,18 @@ PRESETS: dict[str, dict[str, Any]] = {
             {"model": _E5_SMALL, "unit": "document", "weight": 0.35},
             {"model": _E5_SMALL, "unit": "chunk", "weight": 0.35},
         ],
+        "ENCODER_MAX_TOKENS": 512,
+        "ENABLE_CROSS_ENCODER_RERANKING": True,
         "CROSS_ENCODER_MODEL": "cross-encoder/ms-marco-MiniLM-L-12-v2",
+        "RERANKERS": [],
         "RERANKER_CANDIDATE_K": 100,
         "RERANKER_PRECISION": "auto",
+        "RERANKER_BLEND_WEIGHT": 0.5,
+        "RERANKER_PASSAGES_PER_DOCUMENT": 1,
+        "RERANKER_PASSAGE_CHOICE": "best",
+        "RERANKER_MAX_LENGTH": 160,
+        "RERANKER_QUERY": "original",
+        "QUERY_VARIANT_WEIGHT": 0.7,
         "ENABLE_CHUNKS": True,
         "CHUNK_UNIT": "tokens",
         "CHUNK_TOKENS": 80,
@@ -101,15 +110,27 @@ def effective(constants: dict[str, Any]) -> dict[str, Any]:
 def differences(constants: dict[str, Any]) -> list[str]:
     """One line for each effective constant that is not that of the preset: ``NAME = value (preset: value)``.
 
+    A constant that the preset does not name is compared with what is shipped.
+
     Args:
         constants: the effective constants as plain values; entries of ``ENCODERS`` may hold more keys than the table,
             where these are None.
     """
     found = []
-    for name, expected in PRESETS[constants["SEARCH_PRESET"]].items():
+    for name, expected in {**PRESETS[SHIPPED], **PRESETS[constants["SEARCH_PRESET"]]}.items():
         value = constants[name]
         if name == "ENCODERS":
             value = [{key: item for key, item in entry.items() if item is not None} for entry in value]
         if value != expected:
             found.append(f"{name} = {value!r} (preset: {expected!r})")
     return found
+
+
+def in_place_of_shipped(constants: dict[str, Any]) -> list[str]:
+    """``NAME = value`` for each constant but ``ENCODERS`` that the preset sets in the place of the shipped one."""
+    shipped, preset = PRESETS[SHIPPED], PRESETS[constants["SEARCH_PRESET"]]
+    return [
+        f"{name} = {value!r}"
+        for name, value in preset.items()
+        if name != "ENCODERS" and value != shipped[name] and constants[name] == value
+    ]

@@ -20,7 +20,7 @@ from _inputs import (
     questions_current,
     questions_identity,
 )
-from _plans import encoder_plans, model_resolver
+from _plans import encoder_plans, model_resolver, preset_lines
 from config import Settings
 from src.core.artifacts import full_check
 from src.core.data_lock import data_lock
@@ -83,6 +83,8 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
 def _run(settings: Settings, flags: Namespace) -> None:
     inputs = choose_inputs(flags, settings, PROJECT_ROOT)
     log_inputs(inputs, PROJECT_ROOT)
+    for line in preset_lines(settings):
+        log.info("%s", line)
     resolver = model_resolver(settings)
     encoders = encoder_plans(settings, resolver)
     if inputs.corpus is None or (flags.if_stale and not flags.fresh and _current(inputs, settings, encoders)):

@@ -10,6 +10,7 @@ from _cli import PROJECT_ROOT, add_data_flags, add_safety_flags, add_search_flag
 
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import (
+    WITHOUT_CHUNKS,
     cpu_engine,
     encoder_plans,
     index_plan,
@@ -124,7 +125,8 @@ def _run(settings: Settings, flags: argparse.Namespace) -> None:
     profiler = Profiler()
     inputs = choose_inputs(flags, settings, PROJECT_ROOT)
     log_inputs(inputs, PROJECT_ROOT)
-    for line in preset_lines(settings):
+    configuration = list(preset_lines(settings))
+    for line in configuration:
         log.info("%s", line)
     resolver = model_resolver(settings)
     with profiler.stage("load"):
@@ -145,8 +147,12 @@ def _run(settings: Settings, flags: argparse.Namespace) -> None:
     lines = list(plan_lines(corpus, chunks, queries, indices, plan, labels))
     for line in lines:
         log.info("%s", line)
+    lines = [*configuration, *lines]
+    if len(variants):
+        lines.append(f"Query variants: {variants.source}: {variants.describe(len(queries))}")
     record = _record(settings, indices, plan, queries, variants)
     warnings = [m.warning for m in (*(e.model for e in encoders), *(model for model, _ in rerankers)) if m.warning]
+    warnings += [] if settings.enable_chunks else [WITHOUT_CHUNKS]
     result = search(
         inputs.data, corpus, chunks, queries, qrels, indices, plan, flags.output, profiler, progress_bar,
         record, list(dict.fromkeys(warnings)), variants,

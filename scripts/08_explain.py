@@ -129,7 +129,7 @@ def _trace(
     fused, late = found.late or (found.fused, None)
     return Trace(
         query_id, queries.texts[0], found.runs, deep, fused, late, candidates, found.passages,
-        scores, final, plan.top_k, tuple(dict.fromkeys(warnings)),
+        scores, final, plan.top_k, tuple(dict.fromkeys(warnings)), variants.texts,
     )  # fmt: skip
 
 

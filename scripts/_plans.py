@@ -9,7 +9,7 @@ from _cli import PROJECT_ROOT
 
 import torch
 
-from config import Settings, differences
+from config import Settings, differences, in_place_of_shipped
 from src.core.types import Chunks, Corpus, Queries
 from src.engine.devices import CpuEngine
 from src.indexing import EncoderPlan, IndexPlan
@@ -19,6 +19,11 @@ from src.models.resolve import ModelResolver, ResolvedModel
 from src.retrieval import SearchPlan
 
 log = logging.getLogger("search")
+
+WITHOUT_CHUNKS = (
+    "ENABLE_CHUNKS = False: encoders and BM25 over chunks are off, and of a long page the models read its beginning "
+    "alone"
+)
 
 
 def model_resolver(settings: Settings) -> ModelResolver:
@@ -55,24 +60,40 @@ def encoder_plans(settings: Settings, resolver: ModelResolver) -> tuple[EncoderP
                 "WARNING: %s over %ss stands for %s and %s: it is searched once, with weight %g",
                 model.used, entry.unit, same.model.requested, model.requested, same.weight + plan.weight,
             )  # fmt: skip
-            warnings = list(dict.fromkeys(w for w in (same.model.warning, model.warning) if w))
-            merged = replace(same.model, warning="; ".join(warnings) or None)
-            plan = replace(same, model=merged, weight=same.weight + plan.weight)
+            plan = replace(same, model=_merged(same.model, model), weight=same.weight + plan.weight)
         plans[plan.name] = plan
     return tuple(plans.values())
+
+
+def _merged(first: ResolvedModel, second: ResolvedModel) -> ResolvedModel:
+    """One model in the place of two that were asked for, with what there is to say of both."""
+    warnings = dict.fromkeys(warning for warning in (first.warning, second.warning) if warning)
+    return replace(first, warning="; ".join(warnings) or None)
 
 
 def preset_lines(settings: Settings) -> Iterator[str]:
     """Lines that say which preset is in force, and what differs from it."""
     changed = differences(settings.snapshot())
     yield f"Preset: {settings.search_preset}" + ("" if changed else ", nothing differs from it")
+    instead = in_place_of_shipped(settings.snapshot())
+    if instead:
+        yield (
+            f"  it sets {', '.join(instead)}. A constant at its shipped value follows the preset; PRESET_OVERRIDES "
+            "insists on it"
+        )
     for line in changed:
         yield f"  differs: {line}"
+    size, overlap = settings.chunk_tokens, settings.chunk_overlap_tokens
+    if settings.chunk_unit == "characters":
+        size, overlap = settings.chunk_characters, settings.chunk_overlap_characters
+    chunks = f"chunks of {size} {settings.chunk_unit} with overlap {overlap}" if settings.enable_chunks else "no chunks"
+    yield (
+        f"Sizes: {chunks}; per question {settings.search_depth_documents} documents of each encoder, "
+        f"{settings.search_depth_bm25} of BM25, {settings.search_depth_chunks} chunks; texts of at most "
+        f"{settings.encoder_max_tokens} tokens, pairs of {settings.reranker_max_length}."
+    )
     if not settings.enable_chunks:
-        yield (
-            "WARNING: ENABLE_CHUNKS = False: encoders and BM25 over chunks are off, and of a long page the models read "
-            "the beginning alone"
-        )
+        yield f"WARNING: {WITHOUT_CHUNKS}"
 
 
 def index_plan(settings: Settings, encoders: tuple[EncoderPlan, ...], device: str) -> IndexPlan:
@@ -118,7 +139,8 @@ def reranker_plans(
         same = chosen.get(model.fingerprint)
         if same is not None:
             log.warning("WARNING: %s scores for %s and %s: it is asked once", model.used, same[0].requested, name)
-        chosen[model.fingerprint] = (same[0], same[1] + weight) if same is not None else (model, weight)
+            model, weight = _merged(same[0], model), same[1] + weight
+        chosen[model.fingerprint] = model, weight
     return tuple(chosen.values())
 
 

@@ -28,6 +28,7 @@ class Trace:
         final: the order that is handed in.
         top_k: pages that are handed in.
         warnings: model swaps and the like.
+        variants: other wordings of the question that were searched too.
     """
 
     query_id: str | None
@@ -42,6 +43,7 @@ class Trace:
     final: Run
     top_k: int
     warnings: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ class Explanation:
         pages: the first pages in the end.
         right: the pages that should have been found; empty where that is not known.
         lost: of the right page that came furthest; ``None`` where none is known.
+        variants: other wordings of the question that were searched too.
     """
 
     query_id: str | None
@@ -153,6 +156,7 @@ class Explanation:
     right: tuple[RightPage, ...]
     lost: Lost | None
     warnings: tuple[str, ...]
+    variants: tuple[str, ...]
 
 
 def by_scores(name: str, run: Run, scores: Floats) -> Run:
@@ -211,6 +215,7 @@ def explain(
         followed,
         min((page.lost for page in followed), key=ORDER.index, default=None),
         trace.warnings,
+        trace.variants,
     )
 
 

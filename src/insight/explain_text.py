@@ -34,6 +34,8 @@ def make_console() -> Console:
 def _parts(explanation: Explanation, coloured: bool) -> Iterator[RenderableType]:
     name = "" if explanation.query_id is None else f" {explanation.query_id}"
     yield Text.assemble((f"Question{printable(name)}: ", "bold"), printable(explanation.question))
+    for variant in explanation.variants:
+        yield Text(f"  searched too: {printable(variant)}")
     for warning in explanation.warnings:
         yield Text(f"WARNING: {one_line(warning)}", "bold red")
     yield from _verdict(explanation)

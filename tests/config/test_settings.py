@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from config import PRESETS, differences, load_settings
+from config import PRESETS, differences, in_place_of_shipped, load_settings
 from config.schema import SETTINGS_FILE
 from src.core.errors import UserError
 
@@ -99,6 +99,7 @@ def test_shipped_constants_are_those_of_the_shipped_preset() -> None:
     shipped = load_settings().snapshot()
     assert shipped["SEARCH_PRESET"] == "embedded"
     assert differences(shipped) == []
+    assert in_place_of_shipped(shipped) == []
     for preset in PRESETS.values():
         assert set(preset) <= set(PRESETS["embedded"])
 
@@ -127,6 +128,12 @@ def test_the_winning_preset(tmp_path: Path) -> None:
     assert (settings.bm25_k1, settings.bm25_b, settings.chunk_min_characters) == (1.5, 0.65, 50)
     assert settings.enable_chunks
     assert differences(settings.snapshot()) == []
+    instead = in_place_of_shipped(settings.snapshot())
+    assert instead[:2] == ["CHUNK_UNIT = 'characters'", "BM25_K1 = 1.5"]
+    assert "LATE_INTERACTION_WEIGHT = 0.0" in instead
+    # What the preset does not name is compared with what is shipped.
+    edited = load_settings(with_lines(tmp_path, 'SEARCH_PRESET = "winning"', "RERANKER_MAX_LENGTH = 512"))
+    assert differences(edited.snapshot()) == ["RERANKER_MAX_LENGTH = 512 (preset: 160)"]
 
 
 def test_an_edited_constant_overrides_the_preset(tmp_path: Path) -> None:

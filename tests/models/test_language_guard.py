@@ -26,6 +26,7 @@ def test_pieces_per_word_by_hand() -> None:
     found = measure(whole_words("карта"), ["карта вклад."])
     assert found.corpus_pieces == pytest.approx(7 / 2)
     assert found.unknown_share == 0.0
+    assert found.letters == pytest.approx(10 / 7)
 
 
 def test_unknown_tokens_count() -> None:
@@ -34,11 +35,17 @@ def test_unknown_tokens_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("corpus", "english", "unknown", "readable"),
-    [(2.5, 1.0, 0.0, True), (2.6, 1.0, 0.0, False), (1.2, 1.1, 0.06, False), (2.9, 1.3, 0.05, True)],
+    ("corpus", "english", "unknown", "letters", "readable"),
+    [
+        (2.5, 1.0, 0.0, 1.0, True),
+        (2.6, 1.0, 0.0, 1.5, False),
+        (2.6, 1.0, 0.0, 1.6, True),  # long words in pieces of some letters, as byte-level BPE cuts Russian
+        (1.2, 1.1, 0.06, 3.0, False),
+        (2.9, 1.3, 0.05, 1.0, True),
+    ],
 )
-def test_thresholds(corpus: float, english: float, unknown: float, readable: bool) -> None:
-    assert Readability(corpus, english, unknown).readable is readable
+def test_thresholds(corpus: float, english: float, unknown: float, letters: float, readable: bool) -> None:
+    assert Readability(corpus, english, unknown, letters).readable is readable
 
 
 def test_sample_is_spread_over_the_corpus() -> None:
@@ -80,6 +87,13 @@ def test_an_unreadable_one_is_replaced_and_both_figures_are_told(tmp_path: Path)
     # 2 texts: "Карта бесплатна." and "Снятие наличных без комиссии.": 6 words and 2 full stops in whole words.
     assert "'russian' replaces it (1.33 pieces per word on this corpus, 1.00 on English" in chosen.warning
     assert "cannot read this corpus" in chosen.warning
+
+
+@pytest.mark.usefixtures("english_is_whole")
+def test_two_that_cannot_read_it(tmp_path: Path) -> None:
+    chosen, _ = _choose(tmp_path, "another", {"english": False, "another": False})
+    assert chosen.warning is not None
+    assert chosen.warning.endswith("and cannot read it either: compare with --no-rerank")
 
 
 @pytest.mark.usefixtures("english_is_whole")

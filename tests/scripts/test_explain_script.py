@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import PAGES, write_csv
+from conftest import PAGES, QUESTIONS, write_csv
 from test_run import Project, starting
 
 from config import Settings
@@ -42,6 +42,18 @@ def test_it_shows_what_the_search_did(project: Project) -> None:
     assert right["doc_id"] == "11"
     assert right["page"]["places"]["cross-encoder"]["rank"] >= 1
     assert {"ставка", "по", "вкладу"} & set(right["page"]["passages"][0]["words"])
+
+
+def test_variants_and_the_configuration_are_shown(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    header = "q_id,original_query,variant_1"
+    row = f'q2,"{QUESTIONS["q2"]}",сколько процентов дают'
+    write_csv(project.data / "processed" / "query_variants.csv", header, [row])
+    assert explained(project, "--q-id", "q2")["variants"] == ["сколько процентов дают"]
+    assert "  searched too: сколько процентов дают" in capsys.readouterr().out
+    project.run("03_run_search")
+    report = (project.data / "results" / "rerank-on" / "report.html").read_text(encoding="utf-8")
+    assert "query_variants.csv: 1 variant" in report
+    assert "Preset: embedded" in report
 
 
 def test_kept_pair_scores_are_used_again(project: Project) -> None:

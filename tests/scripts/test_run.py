@@ -3,8 +3,11 @@
 import csv
 import json
 import shutil
+import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -412,6 +415,10 @@ def test_without_chunks(project: Project) -> None:
     project.run("02_build_indices", settings=whole)
     lines = project.run("03_run_search", settings=whole)
     assert "ENABLE_CHUNKS = False" in starting(lines, "WARNING: ENABLE_CHUNKS")
+    hits = [i for i, line in enumerate(lines) if line.startswith("Hit@5: ")]
+    assert any("ENABLE_CHUNKS = False" in line for line in lines[hits[0] :])
+    manifest = json.loads((project.data / "runs" / "rerank-on.manifest.json").read_text(encoding="utf-8"))
+    assert [w for w in manifest["extra"]["warnings"] if w.startswith("ENABLE_CHUNKS = False")]
     assert not [path for path in (project.data / "indices").iterdir() if "chunk" in path.name]
     assert len(project.rows()) == 5
     with pytest.raises(StaleArtifactError, match="CHUNK_OVERLAP_TOKENS is null there, but this run needs 16"):
@@ -489,3 +496,48 @@ def test_two_rerankers(project: Project, cross_encoder: Path, xlmr_cross_encoder
     same = pq.read_table(project.data / "runs" / "rerank-on.parquet").to_pylist()
     project.run("03_run_search")
     assert pq.read_table(project.data / "runs" / "rerank-on.parquet").to_pylist() == same
+
+
+def test_every_swap_is_told_where_one_model_stands_for_two(
+    project: Project, cross_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.prepare()
+    import _plans
+
+    stand_in = _plans.choose_reranker
+
+    def swapped(resolver: ModelResolver, name: str, *rest: object) -> object:
+        found = stand_in(resolver, str(cross_encoder), *rest)  # type: ignore[arg-type]
+        return replace(found, requested=name, warning=f"{name} could not be had")
+
+    monkeypatch.setattr(_plans, "choose_reranker", swapped)
+    entries = [RerankerSettings(model="one/model"), RerankerSettings(model="another/model")]
+    lines = project.run("03_run_search", settings=project.settings.model_copy(update={"rerankers": entries}))
+    hits = next(i for i, line in enumerate(lines) if line.startswith("Hit@5: "))
+    after = "\n".join(lines[hits:])
+    assert "one/model could not be had; another/model could not be had" in after
+
+
+def test_the_first_encoder_is_gone_before_the_second_is_loaded(
+    project: Project, bi_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import src.indexing
+
+    alive: list[weakref.ref[Any]] = []
+    make = src.indexing.SentenceEncoder
+
+    def alone(*arguments: Any, **options: Any) -> Any:
+        assert [one for one in alive if one() is not None] == []
+        encoder = make(*arguments, **options)
+        alive.append(weakref.ref(next(encoder.model.parameters())))
+        return encoder
+
+    monkeypatch.setattr(src.indexing, "SentenceEncoder", alone)
+    entries = [
+        EncoderSettings(model=str(bi_encoder), unit="document", weight=1.0),
+        EncoderSettings(model=str(bi_encoder), unit="chunk", weight=1.0, query_prefix="другой: "),
+    ]
+    settings = project.settings.model_copy(update={"encoders": entries})
+    for script in ("01_preprocess", "02_build_indices", "03_run_search"):
+        project.run(script, settings=settings)
+    assert len(alive) == 4
