@@ -220,9 +220,10 @@ class SentenceEncoder:
                         on_tokens(i, self._inner_tokens(outputs[1][place, : lengths[i]]))
 
             batches = token_budget_batches(lengths, batch_size, CACHE_TOKENS)
-            padded = (self._padded(batch, [rows[i] for i in batch]) for batch in batches)
+            pad = int(self.tokenizer.pad_token_id)
+            texts_of = (TokenBatch.of_rows(batch, [rows[i] for i in batch], pad) for batch in batches)
             try:
-                self.runner.run(padded, store)
+                self.runner.run(texts_of, store)
             except DoesNotFitError as error:
                 raise _too_large(texts[error.row], error) from error
         return _unit(vectors)
@@ -279,14 +280,6 @@ class SentenceEncoder:
     def _tokens_before(self) -> int:
         mask = self.tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
         return int(np.argmin(mask))
-
-    def _padded(self, places: npt.NDArray[np.int64], rows: Sequence[Sequence[int]]) -> TokenBatch:
-        width = max(len(row) for row in rows)
-        ids = np.full((len(rows), width), int(self.tokenizer.pad_token_id or 0), dtype=np.int64)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
-        lengths = np.array([[len(row)] for row in rows])
-        return TokenBatch(places, ids, (np.arange(width) < lengths).astype(np.int64))
 
 
 def _set_pooling(model: SentenceTransformer, pooling: str, directory: Path) -> None:

@@ -81,7 +81,7 @@ class MemoryLimit:
             waiting = [batch]
             while waiting:
                 part = waiting.pop()
-                pieces = list(self.pieces(*part.ids.shape))
+                pieces = list(self.pieces(*part.shape))
                 if len(pieces) > 1:
                     waiting.extend(part.part(rows) for rows in reversed(pieces))
                     continue
@@ -97,7 +97,7 @@ class MemoryLimit:
                 # Only here is the error, and with it the tensors that its frames hold, gone.
                 if self.device.startswith("cuda"):
                     torch.cuda.empty_cache()
-                pairs, width = part.ids.shape
+                pairs, width = part.shape
                 self.lower(int(part.rows[0]), pairs, width, reason)
                 waiting.append(part)
 

@@ -4,7 +4,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ from src.core.artifacts import (
 from src.core.artifacts import fingerprint as fingerprint_of
 from src.core.errors import StaleArtifactError, UserError
 from src.core.memory import first_line, means_out_of_memory
+from src.core.types import offsets_of
 from src.engine.batches import TokenBatch
 from src.engine.lanes import serve_all
 from src.engine.memory_limit import MemoryLimit
 
-GRAPH_REVISION = 2  # of the graphs made here; a kept conversion of another revision is made anew
+GRAPH_REVISION = 3  # of the graphs made here; a kept conversion of another revision is made anew
 CACHE_TOKENS = 2048  # activations of a larger batch leave the cache of a core
 TOLERANCE = 1e-4  # of an output against torch's, relative to the largest
 BFLOAT16_TOLERANCE = 0.05
@@ -74,10 +75,9 @@ class Traceable:
         """Made-up texts, the first as long as the batch is wide, the others shorter."""
         generator = np.random.default_rng(rows * 1000 + width)
         lengths = np.linspace(width, max(3, width // 2), rows).astype(np.int64)
-        mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
-        ids = np.where(mask == 1, generator.integers(5, self.vocabulary, (rows, width)), self.pad)
-        types = (np.arange(width) >= width // 3).astype(np.int64) * mask
-        return TokenBatch(np.arange(rows), ids, mask, types)
+        batch = TokenBatch(np.arange(rows), np.zeros(int(lengths.sum()), np.int32), offsets_of(lengths), None, self.pad)
+        ids = generator.integers(5, self.vocabulary, len(batch.tokens)).astype(np.int32)
+        return replace(batch, tokens=ids, kinds=(batch.places >= width // 3).astype(np.int32))
 
     def tensors(self, batch: TokenBatch) -> dict[str, Tensor]:
         """The inputs that the graph takes."""
@@ -162,7 +162,11 @@ def _probes(model: Traceable) -> list[Probe]:
 def _save_probes(path: Path, probes: Sequence[Probe]) -> None:
     arrays: dict[str, npt.NDArray[Any]] = {}
     for number, probe in enumerate(probes):
-        arrays |= {f"{number}/{name}": values for name, values in probe.batch.inputs.items()}
+        batch = probe.batch
+        assert batch.kinds is not None
+        for name, values in (("tokens", batch.tokens), ("offsets", batch.offsets), ("kinds", batch.kinds)):
+            arrays[f"{number}/{name}"] = values
+        arrays[f"{number}/pad"] = np.array(batch.pad)
         arrays |= {f"{number}/output/{i}": values for i, values in enumerate(probe.expected)}
     np.savez(path, allow_pickle=False, **arrays)
 
@@ -171,12 +175,11 @@ def _load_probes(path: Path) -> list[Probe]:
     probes = []
     with np.load(path) as arrays:
         for number in range(len(_PROBE_SHAPES)):
-            ids, mask, types = (
-                arrays[f"{number}/{name}"] for name in ("input_ids", "attention_mask", "token_type_ids")
-            )
+            tokens, offsets, kinds, pad = (arrays[f"{number}/{name}"] for name in ("tokens", "offsets", "kinds", "pad"))
             outputs = sum(name.startswith(f"{number}/output/") for name in arrays)
             expected = tuple(arrays[f"{number}/output/{i}"] for i in range(outputs))
-            probes.append(Probe(TokenBatch(np.arange(len(ids)), ids, mask, types), expected))
+            batch = TokenBatch(np.arange(len(offsets) - 1), tokens, offsets, kinds, int(pad))
+            probes.append(Probe(batch, expected))
     return probes
 
 

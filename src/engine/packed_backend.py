@@ -1,5 +1,6 @@
 """Cross-encoders of the BERT family on CUDA: 16 bits, tokens one after another without padding."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,8 @@ MIN_CAPABILITY = (8, 0)
 TOKENS_PER_PAIR = 512  # of the budget: packed batches are bounded by tokens, and large ones keep the card busy
 _TOLERANCE = 0.05  # of a logit in 16 bits against float32, relative to the largest
 
+log = logging.getLogger(__name__)
+
 
 def cuda_attention() -> VariableLengthAttention:
     """Torch's variable-length attention; it has kernels for CUDA alone.
@@ -44,17 +47,19 @@ class _Logits:
     """
 
     host: Tensor
+    made_in: torch.dtype
     done: torch.cuda.Event | None
 
     @classmethod
     def of(cls, logits: Tensor, device: torch.device) -> "_Logits":
+        made_in, logits = logits.dtype, logits.float()
         if device.type != "cuda":
-            return cls(logits, None)
+            return cls(logits, made_in, None)
         host = logits.to("cpu", non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         # The stream is named: without it the event would be of the thread's current card.
         done.record(torch.cuda.current_stream(device))
-        return cls(host, done)
+        return cls(host, made_in, done)
 
     def wait(self) -> Tensor:
         """The logits, float32 [B], once they have arrived."""
@@ -71,6 +76,8 @@ class PackedBackend:
         device: torch device.
         dtype: what weights and activations are held in.
         attention: variable-length attention; ``None`` takes torch's.
+
+    A model whose activations leave the range of float16 runs in bfloat16, pairs that alone do so are scored again.
     """
 
     name = "torch, packed"
@@ -96,52 +103,73 @@ class PackedBackend:
         """See :class:`~src.engine.pair_backends.PairBackend`; the packed pass is checked against the model's own."""
         if self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) < MIN_CAPABILITY:
             raise BackendUnavailableError("the card is older than Ampere, flash attention does not run on it")
-        model = load_classifier(self.directory)
-        if not BertPairForward.supports(model):
-            raise BackendUnavailableError(f"{type(model).__name__} is not of the BERT family")
-        if self.attention is None:
-            self.attention = cuda_attention()
-        # The packed pass shares the model's weights: what they give in float32 is asked before they are converted.
-        batch, expected = _probe(model)
-        self.forward = BertPairForward(model).eval().to(self.device, self.dtype)
-        self._check(batch, expected)
-
-    def _check(self, batch: TokenBatch, expected: Tensor) -> None:
         try:
-            found = self._logits(batch).wait()
-        except (RuntimeError, NotImplementedError) as error:
+            if self.attention is None:
+                self.attention = cuda_attention()
+            finite = self._load_as(self.dtype)
+            if not finite and self.dtype == torch.float16:
+                self.dtype, self.arithmetic = torch.bfloat16, "bfloat16"
+                log.warning("The cross-encoder leaves the range of float16: bfloat16 is used.")
+                finite = self._load_as(self.dtype)
+        except (ImportError, TypeError, RuntimeError, NotImplementedError) as error:
             if means_out_of_memory(error):
                 raise
             raise BackendUnavailableError(
                 f"variable-length attention does not run here: {first_line(error)}"
             ) from error
+        if not finite:
+            raise BackendUnavailableError(f"its scores are not finite in {self.arithmetic}")
+
+    def _load_as(self, dtype: torch.dtype) -> bool:
+        """Load the weights anew, and check them; false where the scores are not finite."""
+        model = load_classifier(self.directory)
+        if not BertPairForward.supports(model):
+            raise BackendUnavailableError(f"{type(model).__name__} is not of the BERT family")
+        # The packed pass shares the model's weights: what they give in float32 is asked before they are converted.
+        batch, expected = _probe(model)
+        self.forward = BertPairForward(model).eval().to(self.device, dtype)
+        found = self._logits(batch).wait()
+        if not bool(torch.isfinite(found).all()):
+            return False
         difference = float((found - expected).abs().max())
         if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
             raise BackendUnavailableError(f"its scores differ from the model's own by {difference:.2g}")
+        return True
 
     def run(self, batches: Iterable[TokenBatch], scores: npt.NDArray[np.float32]) -> None:
         """See :class:`~src.engine.pair_backends.PairBackend`."""
-        under_way: tuple[npt.NDArray[np.int64], _Logits] | None = None
+        under_way: tuple[TokenBatch, _Logits] | None = None
         for part, logits in self.limit.results(batches, self._logits):
             # The card works on this part while the last one is stored and the next one is put together.
             if under_way is not None:
-                _store(*under_way, scores)
-            under_way = part.rows, logits
+                self._store(*under_way, scores)
+            under_way = part, logits
         if under_way is not None:
-            _store(*under_way, scores)
+            self._store(*under_way, scores)
+
+    def _store(self, part: TokenBatch, logits: _Logits, scores: npt.NDArray[np.float32]) -> None:
+        scores[part.rows] = logits.wait().numpy()
+        if np.isfinite(scores[part.rows]).all():
+            return
+        if self.dtype == torch.float16:
+            log.warning("Scores beyond the range of float16: bfloat16 is used from now on, for these pairs too.")
+            self.dtype, self.arithmetic = torch.bfloat16, "bfloat16"
+            self._load_as(self.dtype)
+        if logits.made_in == torch.float16:  # this part, or the one that was on its way when the last one was stored
+            scores[part.rows] = self._logits(part).wait().numpy()
+        if not np.isfinite(scores[part.rows]).all():
+            raise UserError(
+                "the cross-encoder returned a score that is not finite in 16 bits. Set RERANKER_PRECISION = 'exact'."
+            )
 
     def _logits(self, batch: TokenBatch) -> _Logits:
         assert self.forward is not None
         assert self.attention is not None
-        filled = batch.mask.astype(bool)
-        lengths = batch.mask.sum(axis=1)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        places = np.broadcast_to(np.arange(batch.ids.shape[1]), batch.ids.shape)[filled]
-        types = None if batch.types is None else self._to_device(batch.types[filled])
-        layout = PackedLayout(self._to_device(offsets), int(lengths.max()), self.attention)
+        types = None if batch.kinds is None else self._to_device(batch.kinds)
+        layout = PackedLayout(self._to_device(batch.offsets.astype(np.int32)), batch.shape[1], self.attention)
         with torch.inference_mode():
-            logits: Tensor = self.forward(self._to_device(batch.ids[filled]), self._to_device(places), types, layout)
-            return _Logits.of(logits.float(), self.device)
+            logits: Tensor = self.forward(self._to_device(batch.tokens), self._to_device(batch.places), types, layout)
+            return _Logits.of(logits, self.device)
 
     def _to_device(self, values: npt.NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(values))
@@ -152,18 +180,9 @@ class PackedBackend:
 
 def _probe(model: Any) -> tuple[TokenBatch, Tensor]:
     """Three made-up pairs, and the logits that the model gives them."""
-    rows, width = 3, 40
-    ids = np.random.default_rng(0).integers(5, model.config.vocab_size, (rows, width))
-    lengths = np.array([[9], [40], [23]])
-    mask = (np.arange(width) < lengths).astype(np.int64)
+    offsets = np.array([0, 9, 49, 72])
+    tokens = np.random.default_rng(0).integers(5, model.config.vocab_size, offsets[-1]).astype(np.int32)
+    batch = TokenBatch(np.arange(3), tokens, offsets)
     with torch.inference_mode():
-        found: Tensor = model(input_ids=torch.from_numpy(ids * mask), attention_mask=torch.from_numpy(mask)).logits
-    return TokenBatch(np.arange(rows), ids * mask, mask, None), found[:, 0]
-
-
-def _store(rows: npt.NDArray[np.int64], logits: _Logits, scores: npt.NDArray[np.float32]) -> None:
-    scores[rows] = logits.wait().numpy()
-    if not np.isfinite(scores[rows]).all():
-        raise UserError(
-            "the cross-encoder returned a score that is not finite in 16 bits. Set RERANKER_PRECISION = 'exact'."
-        )
+        found: Tensor = model(input_ids=torch.from_numpy(batch.ids), attention_mask=torch.from_numpy(batch.mask)).logits
+    return batch, found[:, 0]

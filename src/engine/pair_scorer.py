@@ -208,7 +208,7 @@ class CrossEncoderScorer:
         lengths = self.pair_lengths(questions, passages, pairs)
         scores = np.full(len(pairs), np.nan, dtype=np.float32)
         batches = token_budget_batches(lengths, *self._bounds())
-        joined = (self._batch(questions, passages, pairs, limits, lengths, rows) for rows in batches)
+        joined = (self._batch(questions, passages, pairs[rows], limits[rows], rows) for rows in batches)
         try:
             self.backend.run(joined, scores)
         except DoesNotFitError as error:
@@ -231,21 +231,13 @@ class CrossEncoderScorer:
         passages: TokenTable,
         pairs: Pairs,
         limits: npt.NDArray[np.int64],
-        lengths: npt.NDArray[np.int64],
         rows: npt.NDArray[np.int64],
     ) -> TokenBatch:
-        width = int(lengths[rows].max())
-        pad = self.tokenizer.pad_token_id
-        ids = np.full((len(rows), width), 0 if pad is None else pad, dtype=np.int64)
-        types = np.zeros((len(rows), width), dtype=np.int64) if self.template.uses_types else None
-        for i, row in enumerate(rows.tolist()):
-            question = questions[int(pairs[row, 0])]
-            joined = self.template.join(question, passages[int(pairs[row, 1])], int(limits[row]))
-            ids[i, : len(joined)] = joined
-            if types is not None:
-                types[i, : len(joined)] = self.template.types(len(question), len(joined))
-        mask = (np.arange(width) < lengths[rows, None]).astype(np.int64)
-        return TokenBatch(rows, ids, mask, types)
+        ids, offsets = self.template.join(questions, passages, pairs, limits)
+        types = None
+        if self.template.uses_types:
+            types = self.template.types(questions.lengths[pairs[:, 0]], offsets)
+        return TokenBatch(rows, ids, offsets, types, int(self.tokenizer.pad_token_id or 0))
 
 
 def make_scorer(

@@ -1,14 +1,19 @@
 """Several devices of one machine: each draws the next batch as soon as it is free."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from src.core.memory import first_line, means_out_of_memory
 from src.engine.batches import TokenBatch
 from src.engine.lanes import serve_all
+from src.engine.openvino_graphs import BackendUnavailableError
 from src.engine.pair_backends import PairBackend
+
+log = logging.getLogger(__name__)
 
 
 class SplitBackend:
@@ -27,9 +32,33 @@ class SplitBackend:
         self.tokens_per_pair = first.tokens_per_pair
 
     def load(self) -> None:
-        """See :class:`~src.engine.pair_backends.PairBackend`."""
+        """See :class:`~src.engine.pair_backends.PairBackend`; a device that cannot run the model is left out.
+
+        Raises:
+            BackendUnavailableError: where none can run it.
+            MemoryError: where none has room for it.
+        """
+        ready: list[PairBackend] = []
+        reasons: list[str] = []
+        full = 0
         for backend in self.backends:
-            backend.load()
+            try:
+                backend.load()
+            except BackendUnavailableError as error:
+                reasons.append(str(error))
+            except (MemoryError, RuntimeError) as error:
+                if not means_out_of_memory(error):
+                    raise
+                reasons.append(first_line(error))
+                full += 1
+            else:
+                ready.append(backend)
+        if not ready:
+            raise MemoryError(reasons[-1]) if full == len(reasons) else BackendUnavailableError("; ".join(reasons))
+        for reason in reasons:
+            log.warning("WARNING: one of %d devices is left out: %s", len(self.backends), reason)
+        self.backends = tuple(ready)
+        self.name = f"{ready[0].name} on {len(ready)} device{'' if len(ready) == 1 else 's'}"
 
     def run(self, batches: Iterable[TokenBatch], scores: npt.NDArray[np.float32]) -> None:
         """See :class:`~src.engine.pair_backends.PairBackend`; the first error of a device stops all."""

@@ -118,25 +118,62 @@ class PairTemplate:
         lengths: npt.NDArray[np.int64] = question_lengths + np.minimum(passage_lengths, room) + self.special_tokens
         return lengths
 
-    def join(self, question: Ids, passage: Ids, max_length: int) -> Ids:
-        """Ids of one pair, the passage cut so that the pair has at most ``max_length`` tokens.
+    def join(
+        self, questions: TokenTable, passages: TokenTable, pairs: Ids, limits: npt.NDArray[np.int64]
+    ) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """Ids of pairs, one pair after another; passages are cut, questions never.
+
+        Args:
+            pairs: int32 [B, 2], rows of the two tables.
+            limits: int64 [B], most tokens of each pair.
+
+        Returns:
+            int32 [T], and int64 [B + 1]: pair i has the ids from ``offsets[i]`` to ``offsets[i + 1]``.
 
         Raises:
-            ValueError: where the question alone leaves no room.
+            ValueError: where a question alone leaves no room.
         """
-        room = max_length - self.special_tokens - len(question)
-        if room < 0:
-            raise ValueError(f"a question of {len(question)} tokens does not fit into a pair of {max_length}")
-        return np.concatenate(
-            [self.prefix, question, self.middle, passage[:room], self.suffix], dtype=np.int32, casting="unsafe"
-        )
+        asked = questions.lengths[pairs[:, 0]]
+        room = limits - self.special_tokens - asked
+        if len(room) and room.min() < 0:
+            worst = int(room.argmin())
+            raise ValueError(f"a question of {asked[worst]} tokens does not fit into a pair of {limits[worst]}")
+        read = np.minimum(passages.lengths[pairs[:, 1]], room)
+        offsets = offsets_of(asked + read + self.special_tokens)
+        ids = np.empty(int(offsets[-1]), dtype=np.int32)
+        question = offsets[:-1] + len(self.prefix)
+        passage = question + asked + len(self.middle)
+        for special, at in (
+            (self.prefix, offsets[:-1]), (self.middle, question + asked), (self.suffix, passage + read),
+        ):  # fmt: skip
+            ids[at[:, None] + np.arange(len(special))] = np.array(special, dtype=np.int32)
+        _copy_runs(ids, question, questions.ids, questions.offsets[pairs[:, 0]], asked)
+        _copy_runs(ids, passage, passages.ids, passages.offsets[pairs[:, 1]], read)
+        return ids, offsets
 
-    def types(self, question_length: int, pair_length: int) -> Ids:
-        """Token types of one joined pair, int32 [pair_length]."""
-        border = len(self.prefix) + question_length + self.middle_question_tokens
-        types = np.full(pair_length, self.passage_type, dtype=np.int32)
-        types[:border] = self.question_type
-        return types
+    def types(self, question_lengths: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> Ids:
+        """Token types of joined pairs, int32 [T].
+
+        Args:
+            question_lengths: int64 [B].
+            offsets: int64 [B + 1], of :meth:`join`.
+        """
+        lengths = np.diff(offsets)
+        borders = offsets[:-1] + len(self.prefix) + question_lengths + self.middle_question_tokens
+        of_question = np.arange(int(offsets[-1])) < np.repeat(borders, lengths)
+        return np.where(of_question, self.question_type, self.passage_type).astype(np.int32)
+
+
+def _copy_runs(
+    target: Ids,
+    at: npt.NDArray[np.int64],
+    source: Ids,
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+) -> None:
+    """Copy runs of a flat array into another one, all at once."""
+    inside = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    target[np.repeat(at, lengths) + inside] = source[np.repeat(starts, lengths) + inside]
 
 
 def usable_positions(config: Any, otherwise: int) -> int:

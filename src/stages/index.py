@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from src.core.types import PAD, Floats, Rows, ranked
 
 # A faiss index on a GPU returns no more neighbours than this.
 MOST_FROM_A_GPU = 2048
+_GPU_SCRATCH_BYTES = 256 << 20
 
 Bm25Backend = Literal["bm25s", "rank_bm25"]
 
@@ -109,10 +111,18 @@ def _copy_on(index: Any, device: str) -> Any:
     try:
         if number >= seen:  # some builds of faiss abort the process there
             raise RuntimeError(f"it sees {seen} of them, not {device}")
-        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), number, index)
+        return faiss.index_cpu_to_gpu(_gpu_memory(number), number, index)
     except RuntimeError as error:
         _warn_of_gpu(error)
         return None
+
+
+@cache
+def _gpu_memory(number: int) -> Any:
+    """Scratch memory of a card, one for all indices: each of its own would hold back up to 1.5 GB."""
+    memory = faiss.StandardGpuResources()
+    memory.setTempMemory(_GPU_SCRATCH_BYTES)
+    return memory
 
 
 def _warn_of_gpu(error: RuntimeError) -> None:

@@ -48,8 +48,7 @@ def test_results_come_in_order_in_parts_that_fit() -> None:
         return batch.rows.tolist()
 
     def batches(width: int) -> list[TokenBatch]:
-        ids = np.ones((5, width), dtype=np.int64)
-        return [TokenBatch(np.arange(start, start + 5), ids, ids, None) for start in (0, 5)]
+        return [TokenBatch.of_rows(np.arange(start, start + 5), [[1] * width] * 5, 0) for start in (0, 5)]
 
     limit, tried = MemoryLimit("the model", "cpu"), list[int]()
     found = [(part.rows.tolist(), result) for part, result in limit.results(batches(4), work)]

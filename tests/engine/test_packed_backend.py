@@ -1,7 +1,7 @@
 """The packed backend with an attention that runs on a CPU, and several devices at once, against the padded model."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +78,70 @@ def test_a_batch_that_does_not_fit_is_halved(xlmr_cross_encoder: Path, caplog: p
     found = scores_of(CrossEncoderScorer(xlmr_cross_encoder, backend, 32, 64))
     np.testing.assert_allclose(found, expected, atol=2e-5)
     assert "ran out of memory on cpu with 12 x " in caplog.text
+
+
+class Unfit(TorchBackend):
+    def __init__(self, directory: Path, error: Exception) -> None:
+        super().__init__(directory, "cpu")
+        self.error = error
+
+    def load(self) -> None:
+        raise self.error
+
+
+def test_a_device_that_cannot_run_the_model_is_left_out(cross_encoder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = scores_of(torch_scorer(cross_encoder, batch_size=2, max_length=64))
+    old, full = BackendUnavailableError("older than Ampere"), torch.OutOfMemoryError("out of memory")
+    split = SplitBackend([Unfit(cross_encoder, old), TorchBackend(cross_encoder, "cpu"), Unfit(cross_encoder, full)])
+    np.testing.assert_allclose(scores_of(CrossEncoderScorer(cross_encoder, split, 2, 64)), expected, atol=1e-6)
+    assert split.name == "torch on 1 device"
+    assert "one of 3 devices is left out: older than Ampere" in caplog.text
+    with pytest.raises(BackendUnavailableError, match="Ampere"):
+        SplitBackend([Unfit(cross_encoder, full), Unfit(cross_encoder, old)]).load()
+    with pytest.raises(MemoryError):
+        SplitBackend([Unfit(cross_encoder, full), Unfit(cross_encoder, full)]).load()
+
+
+def test_an_attention_that_is_not_there_or_takes_other_arguments(
+    xlmr_cross_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise ImportError("cannot import name 'varlen_attn'")
+
+    monkeypatch.setattr("src.engine.packed_backend.cuda_attention", missing)
+    with pytest.raises(BackendUnavailableError, match="does not run here: cannot import name"):
+        PackedBackend(xlmr_cross_encoder, "cpu", torch.float32).load()
+
+    def older(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return query
+
+    with pytest.raises(BackendUnavailableError, match=r"does not run here: .*positional"):
+        PackedBackend(xlmr_cross_encoder, "cpu", torch.float32, older).load()  # type: ignore[arg-type]
+
+
+def overflowing(after: int) -> Callable[..., torch.Tensor]:
+    """An attention that leaves the range of float16 from a call on."""
+    calls = iter(range(10_000))
+
+    def attention(query: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        found = segments_attention(query, *rest)  # type: ignore[arg-type]
+        return found * float("nan") if query.dtype == torch.float16 and next(calls) >= after else found
+
+    return attention
+
+
+@pytest.mark.parametrize("after", [0, 8])
+def test_scores_beyond_float16_are_made_in_bfloat16(
+    xlmr_cross_encoder: Path, caplog: pytest.LogCaptureFixture, after: int
+) -> None:
+    expected = scores_of(CrossEncoderScorer(xlmr_cross_encoder, packed(xlmr_cross_encoder, torch.bfloat16), 1, 64))
+    backend = PackedBackend(xlmr_cross_encoder, "cpu", torch.float16, overflowing(after))
+    backend.tokens_per_pair = 64
+    found = scores_of(CrossEncoderScorer(xlmr_cross_encoder, backend, 1, 64))
+    assert backend.arithmetic == "bfloat16"
+    assert caplog.text.count("bfloat16 is used") == 1
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, expected, atol=0.05 * float(np.abs(expected).max()))
 
 
 class Broken(TorchBackend):

@@ -85,16 +85,18 @@ class FakeGpuFaiss:
         self.fails = fails
         self.placed: list[int] = []
         self.asked: list[int] = []
+        self.scratch: list[int] = []
+        self.resources: list[SimpleNamespace] = []
         self.IndexFlatIP, self.read_index, self.write_index = faiss.IndexFlatIP, faiss.read_index, faiss.write_index
 
-    def StandardGpuResources(self) -> str:
-        return "resources"
+    def StandardGpuResources(self) -> SimpleNamespace:
+        return SimpleNamespace(setTempMemory=self.scratch.append)
 
     def get_num_gpus(self) -> int:
         return 4
 
-    def index_cpu_to_gpu(self, resources: str, number: int, index: Any) -> Any:
-        assert resources == "resources"
+    def index_cpu_to_gpu(self, resources: SimpleNamespace, number: int, index: Any) -> Any:
+        self.resources.append(resources)
         if self.fails == "copy":
             raise RuntimeError("Error in virtual void* StandardGpuResourcesImpl::allocMemory: out of memory")
         self.placed.append(number)
@@ -108,6 +110,11 @@ class FakeGpuFaiss:
         return index.search(vectors, k)
 
 
+@pytest.fixture(autouse=True)
+def _no_scratch_from_before() -> None:
+    index_module._gpu_memory.cache_clear()
+
+
 UNITS = 2100
 
 
@@ -118,6 +125,18 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     path = tmp_path_factory.mktemp("index") / "index.faiss"
     FaissIndex.build(vectors).save(path)
     return path, vectors
+
+
+def test_the_indices_of_a_card_share_its_scratch_memory(
+    saved: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeGpuFaiss()
+    monkeypatch.setattr(index_module, "faiss", fake)
+    for device in ("cuda:0", "cuda:0", "cuda:1"):
+        FaissIndex.load(saved[0], device)
+    assert fake.scratch == [256 << 20] * 2
+    assert fake.resources[0] is fake.resources[1]
+    assert fake.resources[0] is not fake.resources[2]
 
 
 @pytest.mark.parametrize(("device", "number"), [("cuda", 0), ("cuda:1", 1), ("cuda:3", 3)])
