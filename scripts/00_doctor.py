@@ -9,10 +9,12 @@ from dataclasses import asdict
 
 from _cli import add_data_flags, main, set_up_threads
 
-from _doctor import Patient, examine
+from _doctor import PARTS, Part, Patient, examine
+from _doctor_time import time_needed
 from config import Settings
 
 EXIT_WOULD_FAIL = 1
+TIME: Part = ("Time of ./run_cross_encoder_search.sh", time_needed)
 
 log = logging.getLogger("search")
 
@@ -28,7 +30,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     level = log.level
     logging.disable(logging.WARNING)
     try:
-        parts = list(examine(Patient(settings, flags)))
+        parts = list(examine(Patient(settings, flags), (*PARTS, TIME)))
     finally:
         logging.disable(logging.NOTSET)
         log.setLevel(level)

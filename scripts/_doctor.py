@@ -1,47 +1,70 @@
 """The examination of 00_doctor.py: each part yields findings, and one that fails does not hide the next."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from _cli import PROJECT_ROOT
 
 import numpy as np
-import numpy.typing as npt
 from transformers import AutoTokenizer
 
-from _inputs import Inputs, choose_inputs, chunking, load_queries, prepared_corpus
+from _inputs import (
+    PREPROCESS_COMMAND,
+    Inputs,
+    choose_inputs,
+    chunk_tokenizer_directory,
+    chunking,
+    corpus_identity,
+    load_queries,
+    prepared_corpus,
+)
 from _plans import cpu_engine, encoder_plans, index_plan, reranker_plans, search_plan
 from _variants import load_variants
-from config import Settings, differences
-from src.core.artifacts import MANIFEST_NAME
+from config import EncoderSettings, Settings, differences
+from src.core.artifacts import MANIFEST_NAME, read_manifest, require_current
 from src.core.data_lock import holder_of
 from src.core.errors import StaleArtifactError, UserError
+from src.core.storage import load_corpus
 from src.core.types import Chunks, Corpus, Qrels, Queries
 from src.engine.devices import pick_device
 from src.engine.openvino_graphs import conversion_folder
-from src.engine.pair_scorer import needs_library
-from src.indexing import EncoderPlan, IndexPlan, index_status, load_encoder, units_of
-from src.insight.doctor import Finding, Speed, duration, folder_bytes, machine_findings, measure, space_findings
-from src.models.resolve import ModelResolver, ResolvedModel, hub_answers
+from src.engine.pair_scorer import PairScorer, needs_library
+from src.indexing import EncoderPlan, IndexPlan, index_status
+from src.insight.doctor import (
+    Finding,
+    LocalModels,
+    NotHereYetError,
+    folder_bytes,
+    machine_findings,
+    space_findings,
+)
+from src.models.resolve import ModelResolver, ResolvedModel, Role
 from src.pipeline import scorer_of
 from src.retrieval import SearchPlan
 from src.stages.chunk import chunk_corpus
 from src.stages.preprocess import read_corpus
+from src.stages.rerank import CandidateScorer, PassageTexts
 from src.stages.submit import check_depth
+from src.stages.variants import QueryVariants
 
-MEASURED_SECONDS = 2.0
-START_SECONDS = 12.0  # imports and loading the models, as measured on two cores
-CONVERSION_SECONDS = 30.0
-OPENVINO_OVER_TORCH = 2.5  # of the embedded models in float32, on two cores with AVX512
 _BASE_MEMORY = 1 << 30
-_SAMPLE = 256
+_UNTIL_DOWNLOADED = "not known until it is downloaded"
+
+Part = tuple[str, Callable[["Patient"], Iterator[Finding]]]
 
 
 @dataclass
 class Patient:
-    """What the parts of the examination find out for each other."""
+    """What the parts of the examination find out for each other.
+
+    Attributes:
+        rerankers: the cross-encoders that are here and can run.
+        scorers: by the fingerprint of their model; weights are not loaded yet.
+        unknown: model -> why neither its time nor its files can be told.
+        stale: names of folders.
+    """
 
     settings: Settings
     flags: argparse.Namespace
@@ -50,10 +73,11 @@ class Patient:
     chunks: Chunks | None = None
     queries: Queries | None = None
     qrels: Qrels | None = None
-    encoders: tuple[EncoderPlan, ...] = ()
+    variants: QueryVariants = field(default_factory=QueryVariants)
     rerankers: tuple[tuple[ResolvedModel, float], ...] = ()
+    scorers: dict[str, PairScorer] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
     stale: list[str] = field(default_factory=list)
-    prepared: bool = False
 
     @cached_property
     def device(self) -> str:
@@ -66,15 +90,95 @@ class Patient:
     @property
     def resolver(self) -> ModelResolver:
         """Finds models that are here, and downloads none."""
-        return ModelResolver(
-            PROJECT_ROOT / "data" / "models", PROJECT_ROOT, self.settings.when_model_unavailable,
-            self.settings.allow_remote_code, may_download=False,
-        )  # fmt: skip
+        settings = self.settings
+        return LocalModels(
+            PROJECT_ROOT / "data" / "models", PROJECT_ROOT, settings.when_model_unavailable, settings.allow_remote_code
+        )
+
+    def look_up(self, name: str, role: Role, pooling: str | None = None) -> ResolvedModel | UserError:
+        """A model, or the error that says why it is not here; its name is ``unknown`` then."""
+        try:
+            return self.resolver.resolve(name, role, pooling)
+        except UserError as error:
+            self.unknown[name] = _UNTIL_DOWNLOADED if isinstance(error, NotHereYetError) else "not to be had"
+            return error
+
+    @property
+    def entries(self) -> tuple[EncoderSettings, ...]:
+        """The entries of ENCODERS that the run uses."""
+        chunks = self.settings.enable_chunks
+        return tuple(entry for entry in self.settings.encoders if chunks or entry.unit == "document")
+
+    @cached_property
+    def bi_encoders(self) -> dict[tuple[str, str | None], ResolvedModel | UserError]:
+        """By name and pooling: what became of each."""
+        asked = dict.fromkeys((entry.model, entry.pooling) for entry in self.entries)
+        return {(name, pooling): self.look_up(name, "bi-encoder", pooling) for name, pooling in asked}
+
+    def is_here(self, entry: EncoderSettings) -> bool:
+        """Whether the model of an entry can be used now."""
+        return isinstance(self.bi_encoders[entry.model, entry.pooling], ResolvedModel)
+
+    @cached_property
+    def encoders(self) -> tuple[EncoderPlan, ...]:
+        """Plans of the bi-encoders that are here."""
+        here = [entry for entry in self.entries if self.is_here(entry)]
+        return encoder_plans(self.settings.model_copy(update={"encoders": here}), self.resolver)
+
+    @property
+    def absent_cutter(self) -> str | None:
+        """The model whose tokenizer measures the chunks, where it is not here."""
+        first = next(iter(self.entries), None)
+        by_tokens = chunking(self.settings).unit == "tokens"
+        return first.model if first is not None and by_tokens and not self.is_here(first) else None
+
+    @property
+    def read(self) -> Queries:
+        """What the cross-encoders read: the questions, and their variants where the settings say so."""
+        assert self.queries is not None
+        return self.queries if self.settings.reranker_query == "original" else self.variants.asked(self.queries)
+
+    def prepared(self) -> tuple[Corpus, Chunks]:
+        """The prepared corpus; the tokenizer that cut it is taken at its word where this run's is not here.
+
+        Raises:
+            StaleArtifactError: as :func:`_inputs.prepared_corpus`.
+        """
+        assert self.inputs is not None
+        if self.absent_cutter is None:
+            return prepared_corpus(self.inputs, self.settings, self.encoders)
+        folder, fix = self.inputs.data.corpus, PREPROCESS_COMMAND + self.inputs.command
+        made_from, made_with = corpus_identity(self.inputs, self.settings, self.encoders)
+        made_from["tokenizer"] = read_manifest(folder / MANIFEST_NAME, fix).inputs.get("tokenizer", "")
+        require_current(folder, "corpus", made_from, made_with, fix=fix)
+        return load_corpus(folder, fix)
 
     def plans(self) -> tuple[IndexPlan, SearchPlan]:
-        """What the run would do."""
-        flags = argparse.Namespace(top_k=self.settings.top_k)
-        return index_plan(self.settings, self.encoders, self.device), search_plan(self.settings, flags, self.rerankers)
+        """What the run would do with the models that are here."""
+        indices = index_plan(self.settings, self.encoders, self.device)
+        late = next((entry for entry in self.entries if entry.unit == "chunk"), None)
+        if late is not None and not self.is_here(late):
+            # Another encoder must not be taken for the one of late interaction.
+            indices = replace(indices, late_interaction=False)
+        return indices, search_plan(self.settings, argparse.Namespace(top_k=self.settings.top_k), self.rerankers)
+
+    @property
+    def converted(self) -> bool:
+        """Whether OpenVINO has nothing to convert before it can run the models that are here."""
+        if self.device != "cpu" or self.settings.cpu_engine == "torch":
+            return True
+        kept = cpu_engine(self.settings).kept
+        used = [model for model, _ in self.rerankers if needs_library(model.directory) is None]
+        used += [encoder.model for encoder in self.encoders]
+        return all((conversion_folder(kept, model.fingerprint) / MANIFEST_NAME).is_file() for model in used)
+
+    def measured_plans(self) -> tuple[IndexPlan, SearchPlan]:
+        """The same by torch where OpenVINO has yet to convert: that would take longer than the examination may."""
+        indices, plan = self.plans()
+        if self.converted:
+            return indices, plan
+        by_torch = replace(plan.cpu, engine="torch")
+        return replace(indices, cpu=by_torch), replace(plan, cpu=by_torch)
 
 
 def configuration(patient: Patient) -> Iterator[Finding]:
@@ -103,7 +207,7 @@ def data(patient: Patient) -> Iterator[Finding]:
     if inputs.corpus is not None:
         patient.corpus = read_corpus(inputs.corpus, settings.corpus_columns.model_dump())
     else:
-        patient.corpus = prepared_corpus(inputs, settings, encoder_plans(settings, patient.resolver))[0]
+        patient.corpus = patient.prepared()[0]
     where = inputs.corpus or inputs.data.corpus
     yield Finding("ok", "corpus", f"{len(patient.corpus):,} documents ({inputs.origin}: {where})")
     check_depth(patient.corpus, settings.top_k)
@@ -114,7 +218,7 @@ def data(patient: Patient) -> Iterator[Finding]:
     else:
         yield Finding("ok", "labels", f"{len(patient.qrels):,} labelled questions")
     try:
-        variants = load_variants(settings, inputs.data, patient.queries, patient.queries)
+        variants = patient.variants = load_variants(settings, inputs.data, patient.queries, patient.queries)
         used = variants.describe(len(patient.queries)) if len(variants) else "none"
         yield Finding("ok", "variants", used)
     except UserError as error:
@@ -125,72 +229,113 @@ def data(patient: Patient) -> Iterator[Finding]:
 
 
 def models(patient: Patient) -> Iterator[Finding]:
-    """Which models would be used, and where they come from."""
-    settings, resolver = patient.settings, patient.resolver
-    names = [(entry.model, "bi-encoder", entry.pooling) for entry in settings.encoders]
-    if settings.enable_cross_encoder_reranking:
-        wanted = [entry.model for entry in settings.rerankers] or [settings.cross_encoder_model]
-        names += [(name, "cross-encoder", None) for name in wanted]
-    pending = False
-    for name, role, pooling in dict.fromkeys(names):
-        try:
-            model = resolver.resolve(name, role, pooling)  # type: ignore[arg-type]
-        except UserError as error:
-            if "not in the local hub cache" in str(error) and hub_answers():
-                pending = True
-                yield Finding("note", role, f"{name}: not here; the hub answers, the run would download it")
-            else:
-                yield Finding("FAIL", role, str(error))
-            continue
-        if model.warning is None:
-            yield Finding("ok", role, model.describe())
-        elif hub_answers():
-            yield Finding("note", role, f"{name}: not here; the hub answers, the run would download it")
-        else:
-            yield Finding("note", role, f"{name}: not here, and the hub does not answer: {model.used} stands in for it")
-    if pending:
+    """Which models would be used, where they come from, and whether they can read what they are given."""
+    settings = patient.settings
+    for (name, _), found in patient.bi_encoders.items():
+        yield _model(name, "bi-encoder", found)
+    if not settings.enable_cross_encoder_reranking:
         return
-    patient.encoders = encoder_plans(settings, resolver)
-    if settings.enable_cross_encoder_reranking and patient.corpus is not None:
-        patient.rerankers = reranker_plans(settings, resolver, patient.corpus)
-        for model, _ in patient.rerankers:
-            unread = model.warning is not None and "cannot read" in model.warning
-            text = model.warning if unread else f"{model.used} can read the corpus"
-            yield Finding("note" if unread else "ok", "language", str(text))
+    here = []
+    for name in dict.fromkeys([entry.model for entry in settings.rerankers] or [settings.cross_encoder_model]):
+        found = patient.look_up(name, "cross-encoder")
+        yield _model(name, "cross-encoder", found)
+        here += [name] if isinstance(found, ResolvedModel) else []
+    if patient.corpus is not None:
+        for name in here:
+            yield _language(patient, name)
+    yield from _scorers(patient)
+
+
+def _model(name: str, role: Role, found: ResolvedModel | UserError) -> Finding:
+    if isinstance(found, UserError):
+        return Finding("note" if isinstance(found, NotHereYetError) else "FAIL", role, str(found))
+    if found.warning is None:
+        return Finding("ok", role, found.describe())
+    return Finding("note", role, f"{name}: not here, and the hub does not answer: {found.used} stands in for it")
+
+
+def _language(patient: Patient, name: str) -> Finding:
+    assert patient.corpus is not None
+    alone = patient.settings.model_copy(update={"cross_encoder_model": name, "rerankers": []})
+    try:
+        ((model, weight),) = reranker_plans(alone, patient.resolver, patient.corpus)
+        needs_library(model.directory)  # raises where it is no cross-encoder
+    except NotHereYetError as error:
+        patient.unknown[error.model] = _UNTIL_DOWNLOADED
+        return Finding("note", "language", f"{name} cannot read the corpus; in its place {error}")
+    except UserError as error:
+        return Finding("FAIL", "cross-encoder", str(error))
+    if all(model.fingerprint != other.fingerprint for other, _ in patient.rerankers):
+        patient.rerankers += ((model, weight),)
+    unread = model.warning is not None and "cannot read" in model.warning
+    text = model.warning if unread else f"{model.used} can read the corpus"
+    return Finding("note" if unread else "ok", "language", str(text))
+
+
+def _scorers(patient: Patient) -> Iterator[Finding]:
+    """Make the scorers of the cross-encoders; findings where one cannot run, or cannot read every question."""
+    if patient.queries is None:
+        return
+    plan, nothing = patient.measured_plans()[1], np.zeros(0, dtype=np.int32)
+    for model, _ in patient.rerankers:
+        try:
+            scorer = scorer_of(model, plan, patient.device)
+            CandidateScorer(scorer, PassageTexts((), nothing, nothing)).tokenize(patient.read)
+        except UserError as error:
+            yield Finding("FAIL", "cross-encoder", str(error))
+        else:
+            patient.scorers[model.fingerprint] = scorer
 
 
 def artefacts(patient: Patient) -> Iterator[Finding]:
     """Which artefacts are there, fresh or stale, and why."""
     if patient.inputs is None or patient.corpus is None:
         return
+    cutter = patient.absent_cutter
     try:
-        patient.corpus, patient.chunks = prepared_corpus(patient.inputs, patient.settings, patient.encoders)
+        patient.corpus, patient.chunks = patient.prepared()
     except StaleArtifactError as reason:
         yield Finding("note", "processed", str(reason))
         patient.stale.append("processed")
-        cutting, tokenizer = chunking(patient.settings), None
-        if cutting.unit == "tokens" and patient.encoders:
-            tokenizer = AutoTokenizer.from_pretrained(patient.encoders[0].model.directory, local_files_only=True)
-        if cutting.unit != "tokens" or tokenizer is not None:
-            patient.chunks = chunk_corpus(patient.corpus, cutting, tokenizer)
+        if cutter is None:
+            patient.chunks = _chunks(patient, patient.corpus)
     else:
-        yield Finding("ok", "processed", f"fresh, {len(patient.chunks):,} chunks")
-    if patient.chunks is None:
-        return
-    for folder, why in index_status(patient.inputs.data, patient.corpus, patient.chunks, patient.plans()[0]):
+        fresh = Finding("ok", "processed", f"fresh, {len(patient.chunks):,} chunks")
+        if cutter is not None:
+            # A model has the fingerprint that is compared only when it is here.
+            unsure = f"fresh, as far as it is known: {cutter}, which measures chunks, is {patient.unknown[cutter]}"
+            fresh = Finding("note", "processed", f"{len(patient.chunks):,} chunks, {unsure}")
+        yield fresh
+    for entry in patient.entries:
+        if not patient.is_here(entry):
+            yield Finding("note", "embeddings", f"{entry.model} over {entry.unit}s: {patient.unknown[entry.model]}")
+    if patient.chunks is not None:
+        yield from _indices(patient, patient.inputs, patient.corpus, patient.chunks)
+    if patient.stale:
+        yield Finding("note", "what to do", "./run_cross_encoder_search.sh makes what is missing or stale")
+
+
+def _indices(patient: Patient, inputs: Inputs, corpus: Corpus, chunks: Chunks) -> Iterator[Finding]:
+    for folder, why in index_status(inputs.data, corpus, chunks, patient.plans()[0]):
         if why is None:
             yield Finding("ok", folder.parent.name, f"{folder.name}: fresh")
         else:
             patient.stale.append(folder.name)
             yield Finding("note", folder.parent.name, why)
-    if patient.stale:
-        yield Finding("note", "what to do", "./run_cross_encoder_search.sh makes what is missing or stale")
+
+
+def _chunks(patient: Patient, corpus: Corpus) -> Chunks:
+    cutting, tokenizer = chunking(patient.settings), None
+    if cutting.unit == "tokens":
+        directory = chunk_tokenizer_directory(patient.encoders, patient.resolver)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    return chunk_corpus(corpus, cutting, tokenizer)
 
 
 def space(patient: Patient) -> Iterator[Finding]:
     """Free disk and memory against what the run needs."""
     if patient.inputs is None or patient.chunks is None or patient.corpus is None or patient.queries is None:
-        return iter(())
+        return
     indices, plan = patient.plans()
     disk = memory = 0
     largest = 0
@@ -205,110 +350,26 @@ def space(patient: Patient) -> Iterator[Finding]:
             disk += min(indices.token_bytes, len(patient.chunks) * 2 * 1024 * patient.settings.chunk_tokens)
     largest = max([largest, *(folder_bytes(model.directory) for model, _ in plan.rerankers)])
     lists = len(patient.queries) * plan.depth_documents * 8 * (len(patient.encoders) + 4)
-    return space_findings(
+    yield from space_findings(
         patient.inputs.data.root, disk + lists + (64 << 20), _BASE_MEMORY + 2 * largest + memory + lists
     )
+    for name, why in patient.unknown.items():
+        yield Finding("note", "not counted", f"{name}: {why}")
 
 
-def time_needed(patient: Patient) -> Iterator[Finding]:
-    """The expected time of the run, from a short measurement of the models on the user's own texts."""
-    if patient.chunks is None or patient.corpus is None or patient.queries is None:
-        return
-    indices, plan = patient.plans()
-    total, parts, faster = START_SECONDS, [f"start {START_SECONDS:.0f} s"], 1.0
-    waiting = [e for e in patient.encoders if e.name in patient.stale or f"{e.name}-tokens" in patient.stale]
-    if not _converted(patient):
-        # Converting them here would take longer than the examination may.
-        by_torch = replace(plan.cpu, engine="torch")
-        indices, plan = replace(indices, cpu=by_torch), replace(plan, cpu=by_torch)
-        total += CONVERSION_SECONDS
-        faster = OPENVINO_OVER_TORCH
-        parts.append(
-            f"converting the models, once, {CONVERSION_SECONDS:.0f} s; the rest measured with torch, OpenVINO taken "
-            f"to be {faster:g} times as fast"
-        )
-    for encoder in waiting:
-        texts = units_of(patient.corpus, patient.chunks, encoder.unit).texts
-        seconds = _encoding_seconds(encoder, indices, texts) / faster
-        total += seconds
-        parts.append(f"encoding {len(texts):,} {encoder.unit}s {seconds:.0f} s")
-    for model, _ in plan.rerankers:
-        pairs, seconds, rate = _reranking_seconds(patient, plan, model)
-        by_openvino = faster if needs_library(model.directory) is None else 1.0
-        seconds, rate = seconds / by_openvino, rate * by_openvino
-        total += seconds
-        parts.append(f"reranking {pairs:,} pairs {seconds:.0f} s ({rate:,.0f} pairs/s)")
-    yield Finding(
-        "ok", "time", f"about {duration(total)}: {', '.join(parts)}; pairs that earlier runs scored cost nothing"
-    )
-
-
-def _converted(patient: Patient) -> bool:
-    if patient.device != "cpu" or patient.settings.cpu_engine == "torch":
-        return True
-    kept = cpu_engine(patient.settings).kept
-    used = [model for model, _ in patient.rerankers if needs_library(model.directory) is None]
-    used += [encoder.model for encoder in patient.encoders]
-    return all((conversion_folder(kept, model.fingerprint) / MANIFEST_NAME).is_file() for model in used)
-
-
-def _encoding_seconds(encoder: EncoderPlan, indices: IndexPlan, texts: tuple[str, ...]) -> float:
-    model = load_encoder(encoder, indices)
-    chosen = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:_SAMPLE].tolist()]
-    counts = model.token_counts(chosen, "document") + 2
-
-    def encode(rows: npt.NDArray[np.int64]) -> None:
-        model.encode([chosen[row] for row in rows.tolist()], "document", indices.batch_size)
-
-    speed: Speed = measure(encode, counts.tolist(), 2 * indices.batch_size, MEASURED_SECONDS)
-    return float(counts.mean()) * len(texts) / speed.units_per_second
-
-
-def _reranking_seconds(patient: Patient, plan: SearchPlan, model: ResolvedModel) -> tuple[int, float, float]:
-    assert patient.corpus is not None
-    assert patient.chunks is not None
-    assert patient.queries is not None
-    scorer = scorer_of(model, plan, patient.device)
-    generator = np.random.default_rng(0)
-    texts = units_of(patient.corpus, patient.chunks, "chunk").texts
-    read = [texts[i] for i in generator.integers(len(texts), size=_SAMPLE).tolist()]
-    passages = scorer.tokenize(read)
-    asked = generator.integers(len(patient.queries), size=_SAMPLE).tolist()
-    questions = scorer.tokenize([patient.queries.texts[i] for i in asked])
-    pairs = np.stack([np.arange(_SAMPLE), np.arange(_SAMPLE)], axis=1).astype(np.int32)
-    lengths = scorer.pair_lengths(questions, passages, pairs)
-
-    def score(rows: npt.NDArray[np.int64]) -> None:
-        if scorer.joint:
-            scorer.score(questions, passages, pairs[rows])
-            return
-        # Such a model keeps what it has read, so every passage must be new to it here.
-        new = np.stack([pairs[rows, 0], np.arange(len(rows), dtype=np.int32)], axis=1)
-        scorer.score(questions, scorer.tokenize([read[row] for row in rows.tolist()]), new)
-
-    speed = measure(score, lengths.tolist(), 2 * plan.batch_size, MEASURED_SECONDS)
-    distinct = len(set(patient.queries.texts))
-    count = distinct * min(plan.candidate_k, len(patient.corpus)) * plan.passages_per_document
-    if not scorer.joint:
-        count = min(count, len(texts))
-    rate = speed.units_per_second / float(lengths.mean())
-    return count, count / rate, rate
-
-
-PARTS: tuple[tuple[str, Callable[[Patient], Iterator[Finding]]], ...] = (
+PARTS: tuple[Part, ...] = (
     ("Machine", machine),
     ("Configuration", configuration),
     ("Data", data),
     ("Models", models),
     ("Artefacts", artefacts),
     ("Space", space),
-    ("Time of ./run_cross_encoder_search.sh", time_needed),
 )
 
 
-def examine(patient: Patient) -> Iterator[tuple[str, list[Finding]]]:
+def examine(patient: Patient, parts: Sequence[Part]) -> Iterator[tuple[str, list[Finding]]]:
     """Every part with its findings; an error that the run would end with is a finding."""
-    for title, part in PARTS:
+    for title, part in parts:
         findings: list[Finding] = []
         try:
             findings.extend(part(patient))

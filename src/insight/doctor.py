@@ -16,13 +16,18 @@ import torch
 
 import faiss  # isort: skip
 
-from src.core.errors import UserError
+from src.core.errors import ModelUnavailableError, UserError
 from src.engine.devices import pick_device
 from src.engine.driver import nvidia_driver, why_no_gpu
+from src.engine.encoder import SentenceEncoder
+from src.engine.pair_scorer import PairScorer
+from src.models.resolve import ModelResolver, ResolvedModel, Role, hub_answers
 
 Level = Literal["ok", "note", "FAIL"]
 
 _GIB = 1 << 30
+_SAMPLE = 256
+_NOT_HERE = "not in the local hub cache"  # in the resolver's errors of models that it would have to download
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,52 @@ def space_findings(folder: Path, disk_bytes: int, memory_bytes: int) -> Iterator
         yield Finding("ok" if enough else "FAIL", what, line)
 
 
+class NotHereYetError(UserError):
+    """A model that is not on this machine, and that a run would download.
+
+    Attributes:
+        model: its name.
+    """
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model}: not here; the hub answers, the run would download it")
+        self.model = model
+
+
+class LocalModels(ModelResolver):
+    """Finds what a run would use, and downloads nothing; nothing stands in for a model that would be downloaded.
+
+    Args:
+        models_dir, root, when_unavailable, allow_remote_code: of the resolver of the run.
+    """
+
+    def __init__(
+        self,
+        models_dir: Path,
+        root: Path,
+        when_unavailable: Literal["embedded", "fail"],
+        allow_remote_code: bool | Sequence[str],
+    ) -> None:
+        super().__init__(models_dir, root, "fail", allow_remote_code, may_download=False)
+        self.as_the_run = ModelResolver(models_dir, root, when_unavailable, allow_remote_code, may_download=False)
+
+    def resolve(self, name: str, role: Role, pooling: str | None = None) -> ResolvedModel:
+        """Find a model: directory, local hub cache, embedded.
+
+        Raises:
+            NotHereYetError: where the run would download it.
+            ModelUnavailableError: where the run would end with that.
+        """
+        try:
+            return super().resolve(name, role, pooling)
+        except ModelUnavailableError as error:
+            if _NOT_HERE not in str(error):
+                raise
+            if hub_answers():
+                raise NotHereYetError(name) from error
+        return self.as_the_run.resolve(name, role, pooling)
+
+
 @dataclass(frozen=True)
 class Speed:
     """A measured rate.
@@ -98,28 +149,103 @@ class Speed:
 
 
 def measure(
-    work: Callable[[npt.NDArray[np.int64]], None], sizes: Sequence[int], batch: int, seconds: float, seed: int = 0
+    work: Callable[[npt.NDArray[np.int64]], None],
+    sizes: Sequence[int],
+    batch: int,
+    seconds: float,
+    seed: int = 0,
+    warm_up: bool = True,
 ) -> Speed:
     """How many units (tokens) a second ``work`` gets through.
 
+    Calls begin with one item and double, so that a slow model is known after few of them. The rate is that of the
+    calls with the most items.
+
     Args:
         work: does the items of the given numbers.
-        sizes: units of each item.
-        batch: items per call; the first call only warms up.
-        seconds: how long to measure; at least one call is timed.
+        sizes: units of each item; at least one.
+        batch: most items per call.
+        seconds: no call begins when they are over; one call is made in any case.
+        warm_up: one item more goes first, which no clock sees: for work that loads its model when it is first called.
     """
     order = np.random.default_rng(seed).permutation(len(sizes))
-    calls = [order[start : start + batch] for start in range(0, len(order), batch)]
-    work(calls[0])
-    begin, done, place = time.perf_counter(), 0, 0
+    if warm_up:
+        work(order[:1])
+    begin, place, items, counted = time.perf_counter(), 0, 1, 0
     while True:
-        rows = calls[place % len(calls)]
+        rows = np.take(order, range(place, place + items), mode="wrap")
+        start = time.perf_counter()
         work(rows)
+        now = time.perf_counter()
+        if items > counted:
+            counted, done, taken = items, 0, 0.0
         done += int(sum(sizes[row] for row in rows.tolist()))
-        place += 1
-        taken = time.perf_counter() - begin
-        if taken >= seconds:
+        taken += now - start
+        if now - begin >= seconds:
             return Speed(done / taken, taken)
+        place += items
+        items = min(2 * items, batch, len(order))
+
+
+def mean_tokens(model: SentenceEncoder, texts: Sequence[str], role: Literal["query", "document"]) -> float:
+    """Tokens of a text with its prefix, as counted on some of at least one."""
+    return float(model.token_counts(_some(texts), role).mean()) + 2
+
+
+def tokens_per_second(
+    model: SentenceEncoder, texts: Sequence[str], role: Literal["query", "document"], batch_size: int, seconds: float
+) -> float:
+    """How many tokens a second a bi-encoder encodes, from a measurement on some texts.
+
+    Args:
+        texts: at least one, without prefix.
+        batch_size: texts per forward pass.
+        seconds: budget of the measurement; see :func:`measure`.
+    """
+    chosen = _some(texts)
+    counts = model.token_counts(chosen, role) + 2
+
+    def encode(rows: npt.NDArray[np.int64]) -> None:
+        model.encode([chosen[row] for row in rows.tolist()], role, batch_size)
+
+    return measure(encode, counts.tolist(), 2 * batch_size, seconds, warm_up=False).units_per_second
+
+
+def _some(texts: Sequence[str]) -> list[str]:
+    return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:_SAMPLE].tolist()]
+
+
+def pairs_per_second(
+    scorer: PairScorer, questions: Sequence[str], passages: Sequence[str], batch_size: int, seconds: float
+) -> float:
+    """How many pairs a cross-encoder scores, from a measurement on questions and passages drawn at random.
+
+    Args:
+        questions, passages: at least one each.
+        batch_size: pairs per forward pass.
+        seconds: budget of the measurement; see :func:`measure`.
+
+    Raises:
+        UserError: where the model cannot be loaded, or a question is too long for it.
+    """
+    scorer.load()
+    generator = np.random.default_rng(0)
+    read = [passages[i] for i in generator.integers(len(passages), size=_SAMPLE).tolist()]
+    asked = scorer.tokenize([questions[i] for i in generator.integers(len(questions), size=_SAMPLE).tolist()])
+    tokens = scorer.tokenize(read)
+    pairs = np.stack([np.arange(_SAMPLE), np.arange(_SAMPLE)], axis=1).astype(np.int32)
+    lengths = scorer.pair_lengths(asked, tokens, pairs)
+
+    def score(rows: npt.NDArray[np.int64]) -> None:
+        if scorer.joint:
+            scorer.score(asked, tokens, pairs[rows])
+            return
+        # Such a model keeps what it has read, so every passage must be new to it here.
+        new = np.stack([pairs[rows, 0], np.arange(len(rows), dtype=np.int32)], axis=1)
+        scorer.score(asked, scorer.tokenize([read[row] for row in rows.tolist()]), new)
+
+    speed = measure(score, lengths.tolist(), 2 * batch_size, seconds, warm_up=False)
+    return speed.units_per_second / float(lengths.mean())
 
 
 def duration(seconds: float) -> str:
