@@ -28,6 +28,12 @@ MOST_VARIANTS = 999  # columns of a CSV file that are looked for
 log = logging.getLogger("search")
 
 
+def automatic_files(data: DataFolder) -> tuple[Path, Path]:
+    """The parquet and the CSV file that ``auto`` looks for."""
+    parquet = data.root / "processed" / FILE_NAME
+    return parquet, parquet.with_suffix(".csv")
+
+
 def variants_path(settings: Settings, data: DataFolder) -> Path | None:
     """The file that ``QUERY_VARIANTS`` means; ``None`` where it is off, or where ``auto`` finds none.
 
@@ -37,21 +43,27 @@ def variants_path(settings: Settings, data: DataFolder) -> Path | None:
     if settings.query_variants is None:
         return None
     if settings.query_variants != AUTO:
-        path = PROJECT_ROOT / settings.query_variants
+        path = PROJECT_ROOT / _in_home(settings.query_variants)
         if not path.is_file():
             raise UserError(
                 f"QUERY_VARIANTS = {settings.query_variants!r}: no such file ({path}). Give the path of an existing "
                 f'one, "auto" or None; to make one: {MAKE_COMMAND}'
             )
         return path
-    parquet = data.root / "processed" / FILE_NAME
-    found = [path for path in (parquet, parquet.with_suffix(".csv")) if path.is_file()]
+    found = [path for path in automatic_files(data) if path.is_file()]
     if len(found) > 1:
         raise UserError(
             f"{found[0]} and {found[1].name} are both there, and QUERY_VARIANTS is auto. Remove one, or name the one "
             "that is meant."
         )
     return found[0] if found else None
+
+
+def _in_home(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # "~name" where nobody is called so: a file's own name
+        return Path(name)
 
 
 def load_variants(settings: Settings, data: DataFolder, every_query: Queries, queries: Queries) -> QueryVariants:

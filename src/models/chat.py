@@ -36,6 +36,17 @@ class ChatFailure(Exception):  # noqa: N818  (not an error of the run: the calle
         self.retry_after = retry_after
 
 
+class AnswerCut(ChatFailure):
+    """An answer that ended at the limit of tokens; asking again would pay for the same once more."""
+
+    def __init__(self, max_tokens: int | None) -> None:
+        limit = "the server's own limit" if max_tokens is None else f"max_tokens = {max_tokens}"
+        super().__init__(
+            f"its answer was cut short (finish_reason 'length', {limit}). Give more with --max-tokens, ask for fewer "
+            "variants with --number, or switch off the model's thinking"
+        )
+
+
 @dataclass(frozen=True)
 class ChatServer:
     """A server and how it is asked.
@@ -97,6 +108,7 @@ class ChatClient:
         """The text of one answer.
 
         Raises:
+            AnswerCut: the answer ended at the limit of tokens.
             ChatFailure: no answer in all attempts.
             UserError: the server refuses such requests (a wrong URL, model or key).
         """
@@ -109,6 +121,8 @@ class ChatClient:
 
         def hopeless(state: RetryCallState) -> bool:
             error = state.outcome.exception() if state.outcome else None
+            if isinstance(error, AnswerCut):
+                return True
             return self._stopped.is_set() or getattr(error, "retry_after", 0.0) > server.longest_wait
 
         retrying = Retrying(
@@ -130,7 +144,8 @@ class ChatClient:
 
         Args:
             on_answer: called with number and text of every answer, from the thread that got it.
-            give_up_after: failures one after another at which the server counts as down.
+            give_up_after: failures one after another at which the server counts as down. A cut answer is none of
+                them: the server is up.
 
         Raises:
             UserError: the server refuses every request, or is down.
@@ -148,6 +163,9 @@ class ChatClient:
             for future in as_completed(numbers):
                 try:
                     outcome: str | ChatFailure = future.result()
+                    failed_in_a_row = 0
+                except AnswerCut as error:
+                    outcome = error
                     failed_in_a_row = 0
                 except ChatFailure as error:
                     outcome = error
@@ -186,10 +204,17 @@ class ChatClient:
                 f"{self.server.endpoint}: HTTP {response.status_code} for model {self.server.model!r}: {said!r}. "
                 f"Check LLM_URL, LLM_MODEL and the environment variable LLM_API_KEY (it is {key})."
             )
+        return self._text_of(response)
+
+    def _text_of(self, response: httpx2.Response) -> str:
         try:
-            text = response.json()["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+            choice = response.json()["choices"][0]
+            text, finish = choice["message"].get("content"), choice.get("finish_reason")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ChatFailure(f"a reply that is no chat completion ({type(error).__name__})") from error
+        # First of all: a model that was cut while it thought has no text yet.
+        if finish == "length":
+            raise AnswerCut(self.options.get("max_tokens"))
         if not isinstance(text, str):
             raise ChatFailure("a reply without text")
         return text

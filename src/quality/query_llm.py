@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from src.core.artifacts import fingerprint
 from src.core.errors import UserError
 from src.core.text import normalize
 from src.core.types import Progress
-from src.models.chat import ChatClient, ChatServer, Messages
+from src.models.chat import AnswerCut, ChatClient, ChatFailure, ChatServer, Messages
 
 PROMPT = (
     "You help a search engine. Given a user's question, write {number} other wordings of it that a page with the "
@@ -22,7 +22,8 @@ PROMPT = (
     "use synonyms. Keep the language and the meaning of the question. Add no facts and no answer. "
     "Reply with a JSON array of {number} strings and nothing else."
 )
-OPTIONS: Mapping[str, Any] = {"temperature": 0.3, "max_tokens": 2048}
+MAX_TOKENS = 2048
+OPTIONS: Mapping[str, Any] = {"temperature": 0.3, "max_tokens": MAX_TOKENS}
 LONGEST_VARIANT = 500  # characters; what is longer is no wording of a question
 
 _THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
@@ -36,23 +37,36 @@ def messages_for(question: str, number: int) -> Messages:
 
 
 def parse_answer(answer: str, question: str, number: int) -> list[str]:
-    """The variants in an answer: the first JSON array of strings in it, thoughts aside.
+    """The variants in an answer: the last usable JSON array of strings in it, thoughts aside.
+
+    An array of ``number`` strings goes before others: models also quote words, or the question, in brackets.
 
     Returns:
         At most ``number`` texts, none empty, equal to the question or to another; none at all where the answer is
-        malformed: it holds no such array, or nothing in it is usable.
+        malformed: it holds no array of strings with anything usable in it.
     """
-    text = _THOUGHTS.sub("", answer)
-    for start in (match.start() for match in re.finditer(r"\[", text)):
+    arrays = [array for array in _arrays_of_strings(_THOUGHTS.sub("", answer)) if _usable(array, question)]
+    as_asked = [array for array in arrays if len(array) == number]
+    return _usable((as_asked or arrays)[-1], question)[:number] if arrays else []
+
+
+def _arrays_of_strings(text: str) -> Iterator[list[str]]:
+    start = text.find("[")
+    while start >= 0:
+        after = start + 1
         try:
-            found, _ = json.JSONDecoder().raw_decode(text, start)
-        except ValueError:
-            continue
+            found, end = json.JSONDecoder().raw_decode(text, start)
+        except (ValueError, RecursionError):
+            found = []
         if found and all(isinstance(item, str) for item in found):
-            cleaned = (" ".join(normalize(item).split()) for item in found)
-            usable = (item for item in cleaned if item and item != question and len(item) <= LONGEST_VARIANT)
-            return list(dict.fromkeys(usable))[:number]
-    return []
+            yield found
+            after = end
+        start = text.find("[", after)
+
+
+def _usable(array: Sequence[str], question: str) -> list[str]:
+    cleaned = (" ".join(normalize(item).split()) for item in array)
+    return list(dict.fromkeys(item for item in cleaned if item and item != question and len(item) <= LONGEST_VARIANT))
 
 
 class AnswerCache:
@@ -103,6 +117,7 @@ class LlmResult:
         malformed: distinct questions whose answer holds no usable variants.
         failed: distinct questions that the server did not answer.
         last_failure: what the last of those met.
+        cut: distinct questions whose answer ended at the limit of tokens.
     """
 
     variants: tuple[tuple[str, ...], ...]
@@ -111,46 +126,57 @@ class LlmResult:
     malformed: int
     failed: int
     last_failure: str = ""
+    cut: int = 0
 
 
 def cache_key(question: str, model: str, number: int) -> str:
-    """Key of an answer: question, model, prompt and options; a changed prompt asks anew."""
+    """Key of an answer: question, model, prompt and default options; a changed prompt asks anew."""
     return fingerprint([question, model, messages_for(question, number)[0]["content"], dict(OPTIONS)])
 
 
 def ask_for_variants(
-    questions: Sequence[str], number: int, server: ChatServer, cache: AnswerCache, progress: Progress
+    questions: Sequence[str],
+    number: int,
+    server: ChatServer,
+    cache: AnswerCache,
+    progress: Progress,
+    max_tokens: int = MAX_TOKENS,
 ) -> LlmResult:
     """Ask a model for ``number`` variants of each question; equal questions are asked once.
 
     A malformed answer is kept too: the same question would be answered alike. A question that the server did not
-    answer is not, so that the next run asks it again.
+    answer, or whose answer was cut, is not, so that the next run asks it again.
 
     Args:
         progress: called with the number of further distinct questions done.
+        max_tokens: limit of an answer. It is no part of the key of an answer: a whole one is the same under any limit.
 
     Raises:
-        UserError: the server refuses every request or is down; the answers that came are kept.
+        UserError: the server refuses every request, is down, or cuts every answer; the answers that came are kept.
     """
     distinct = list(dict.fromkeys(questions))
     keys = {question: cache_key(question, server.model, number) for question in distinct}
     missing = [question for question in distinct if keys[question] not in cache.answers]
     progress(len(distinct) - len(missing))
-    failed, last_failure = 0, ""
+    failed, last_failure, cut, last_cut = 0, "", 0, ""
     if missing:
-        client = ChatClient(server, dict(OPTIONS))
+        client = ChatClient(server, {**OPTIONS, "max_tokens": max_tokens})
 
         def keep(place: int, answer: str) -> None:
             cache.add(keys[missing[place]], missing[place], server.model, answer)
 
-        for _, outcome in client.ask_all([messages_for(question, number) for question in missing], keep):
-            if not isinstance(outcome, str):
+        for place, outcome in client.ask_all([messages_for(question, number) for question in missing], keep):
+            if isinstance(outcome, AnswerCut):
+                # Said at once: where every answer is cut, going on to the end costs much.
+                if not cut:
+                    log.warning("WARNING: %r has no variants: %s. The next run asks it again.", missing[place], outcome)
+                cut, last_cut = cut + 1, str(outcome)
+            elif isinstance(outcome, ChatFailure):
                 failed, last_failure = failed + 1, str(outcome)
             progress(1)
-    if failed and failed == len(distinct):
-        raise UserError(
-            f"{server.endpoint}: none of {failed} questions got an answer ({last_failure}). Mend the server or LLM_URL."
-        )
+    if missing and failed + cut == len(distinct):
+        met = f"{last_failure}). Mend the server or LLM_URL." if failed else f"{last_cut})."
+        raise UserError(f"{server.endpoint}: none of {failed + cut} questions got a whole answer ({met}")
     found = {
         question: tuple(parse_answer(cache.answers[keys[question]], question, number))
         for question in distinct
@@ -164,4 +190,5 @@ def ask_for_variants(
         malformed,
         failed,
         last_failure,
+        cut,
     )

@@ -20,6 +20,8 @@ RerankerQuery = Literal["original", "max", "mean"]
 
 ID_COLUMN, ORIGINAL_COLUMN = "q_id", "original_query"
 MAKE_COMMAND = "python scripts/07_make_variants.py"
+# A file that pandas or a spreadsheet has written again lacks it, and may hold a person's work.
+_MARK = {b"made_by": b"07_make_variants.py"}
 _VARIANT_COLUMN = re.compile(r"variant_(\d+)")
 _NOT_A_TEXT = frozenset({"", "nan", "NaN", "None"})
 # More differing questions than this share of the shared ones: the file was made for other questions.
@@ -35,7 +37,7 @@ class QueryVariants:
     """Other wordings of Q questions; empty where there are none.
 
     Attributes:
-        texts: R texts, none empty, none equal to its question or to another variant of it.
+        texts: R texts, none empty, none that reads as its question or another variant of it does.
         owners: int32 [R], row of the question of each, ascending.
         names: R names, ``<question id>#<number from 1>``.
         left_out: what of the file is not used, name -> count: ``unknown`` (rows of questions that are not there),
@@ -127,7 +129,7 @@ def read_parquet(path: Path) -> dict[str, list[Any]]:
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"{path}: cannot be read as parquet ({str(error).splitlines()[0]}). Copy it again, or make it anew: "
-            f"{MAKE_COMMAND}"
+            f"{MAKE_COMMAND} --overwrite"
         ) from error
     return columns
 
@@ -135,22 +137,77 @@ def read_parquet(path: Path) -> dict[str, list[Any]]:
 def write_variants(path: Path, queries: Queries, variants: Sequence[Sequence[str]]) -> None:
     """Write ``q_id, original_query, variant_1 .. variant_N`` as parquet, all or nothing; missing ones are null.
 
+    The file bears a mark by which :func:`is_own_file` knows it.
+
     Args:
         variants: of each question, in its order.
     """
     width = max([1, *(len(row) for row in variants)])
     columns: dict[str, list[str | None]] = {ID_COLUMN: list(queries.query_ids), ORIGINAL_COLUMN: list(queries.texts)}
     columns |= {f"variant_{n + 1}": [row[n] if n < len(row) else None for row in variants] for n in range(width)}
+    table = pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()}, metadata=_MARK)
     with atomic_path(path) as temporary:
-        pq.write_table(pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()}), temporary)
+        pq.write_table(table, temporary)
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether :func:`write_variants` wrote a file; false where it cannot be read as parquet."""
+    try:
+        found = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException):
+        return False
+    return found.items() >= _MARK.items()
+
+
+@dataclass(frozen=True)
+class VariantRows:
+    """Rows of a file of variants.
+
+    Attributes:
+        queries: R questions.
+        variants: of each.
+        differing: rows of the earlier file that are not among them.
+    """
+
+    queries: Queries
+    variants: Sequence[Sequence[str]]
+    differing: int
+
+
+def with_earlier_rows(
+    made: Queries, variants: Sequence[Sequence[str]], earlier: Mapping[str, Sequence[Any]], every_query: Queries
+) -> VariantRows:
+    """Questions made now, and after them the rows of an earlier file that are of other questions.
+
+    A row whose question reads otherwise now is not kept: with more of them the search would refuse the file.
+
+    Args:
+        made, variants: questions made now, and the variants of each.
+        earlier: columns of a file of :func:`write_variants`.
+        every_query: all questions, before any limit.
+    """
+    columns = variant_columns(list(earlier))
+    asked, done = dict(zip(every_query.query_ids, every_query.texts, strict=True)), frozenset(made.query_ids)
+    ids, texts, found, differing = list(made.query_ids), list(made.texts), list(variants), 0
+    for row, (query_id, text) in enumerate(zip(earlier[ID_COLUMN], earlier[ORIGINAL_COLUMN], strict=True)):
+        if query_id in done:
+            continue
+        if not _reads_the_same(text, asked.get(query_id, text)):
+            differing += 1
+            continue
+        ids.append(query_id)
+        texts.append(text)
+        found.append([cell for name in columns if (cell := earlier[name][row]) is not None])
+    return VariantRows(Queries(tuple(ids), tuple(texts)), found, differing)
 
 
 def check_variants(table: Mapping[str, Sequence[Any]], queries: Queries, path: Path) -> QueryVariants:
     """Match a variants table with the questions.
 
     A row whose ``original_query`` is another text than the question (case, punctuation and ``ё`` aside) is left out:
-    its variants were made for that other text. Ids of an integer column are matched by number where no question has
-    them as they are, since a program that read ``007`` as 7 has lost the zeros.
+    its variants were made for that other text. A variant is repeated where it reads, in the same way, as the question
+    or as one before it. Ids of an integer column are matched by number where no question has them as they are, since a
+    program that read ``007`` as 7 has lost the zeros.
 
     Args:
         table: columns of the file: ``q_id``, ``original_query``, ``variant_1`` and further ones. Other columns are not
@@ -171,6 +228,7 @@ def check_variants(table: Mapping[str, Sequence[Any]], queries: Queries, path: P
     row_of = _rows_by_id(queries)
     left_out = dict.fromkeys(_LEFT_OUT, 0)
     found: dict[int, list[str]] = {}
+    readings: dict[int, set[str | tuple[str, ...]]] = {}
     same, differing, example = set[int](), set[int](), ""
     for number, cell in enumerate(table[ID_COLUMN]):
         row = row_of.get(_id(cell))
@@ -187,15 +245,16 @@ def check_variants(table: Mapping[str, Sequence[Any]], queries: Queries, path: P
             example = example or f"{asked}, but {original!r} there"
             continue
         same.add(row)
-        kept = found.setdefault(row, [])
+        kept, read = found.setdefault(row, []), readings.setdefault(row, {_reading(queries.texts[row])})
         for name in columns:
             text = _text(table[name][number])
             if not text:
                 left_out["empty"] += 1
-            elif text == queries.texts[row] or text in kept:
+            elif _reading(text) in read:
                 left_out["repeated"] += 1
             else:
                 kept.append(text)
+                read.add(_reading(text))
     _require_same_questions(path, queries, table[ID_COLUMN], same, differing, example)
     owners = [row for row in sorted(found) for _ in found[row]]
     names = [f"{queries.query_ids[row]}#{n}" for row in sorted(found) for n in range(1, len(found[row]) + 1)]
@@ -243,8 +302,13 @@ def _text(cell: Any) -> str:
     return "" if text in _NOT_A_TEXT else text
 
 
+def _reading(text: str) -> str | tuple[str, ...]:
+    """What texts share that read the same: their words, or the text where it has none."""
+    return tuple(words(text)) or text
+
+
 def _reads_the_same(there: str, here: str) -> bool:
-    return there == here or (words(there) == words(here) and bool(words(here)))
+    return there == here or _reading(there) == _reading(here)
 
 
 def questions_to_read(

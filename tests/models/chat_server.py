@@ -22,8 +22,9 @@ class Reply:
     cut: str = ""  # "before" or "inside" the answer
 
 
-def completion(text: object) -> Reply:
-    return Reply(json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}, ensure_ascii=False))
+def completion(text: object, finish: str = "stop") -> Reply:
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    return Reply(json.dumps({"choices": [choice]}, ensure_ascii=False))
 
 
 @dataclass

@@ -60,6 +60,25 @@ def test_what_fails_once_or_twice_is_asked_again_and_what_fails_always_is_a_fail
         assert len(server.requests) == 3
 
 
+@pytest.mark.parametrize("text", ['["a", "b', None])
+def test_an_answer_that_was_cut_is_a_failure_of_its_own_and_not_asked_for_again(text: str | None) -> None:
+    with chat_server(lambda question, before: completion(text, "length")) as server:
+        with pytest.raises(ChatFailure, match=r"cut short .*max_tokens = 7\)\. Give more with --max-tokens"):
+            ChatClient(ChatServer(server.url, "tiny", backoff=0.001), {"max_tokens": 7}).ask(ask("x"))
+        assert len(server.requests) == 1
+
+
+def test_a_server_that_cuts_its_answers_is_not_down() -> None:
+    def answer(question: str, before: int) -> Reply:
+        return GOOD if question == "24" else completion("хоро", "length")
+
+    kept: dict[int, str] = {}
+    with chat_server(answer) as server:
+        found = dict(client(server).ask_all([ask(str(n)) for n in range(25)], kept.__setitem__))
+    assert kept == {24: "хорошо"}
+    assert len(found) == 25
+
+
 def test_a_slow_answer_is_not_waited_for() -> None:
     slow = Reply(body=GOOD.body, delay=5.0)
     with chat_server(lambda question, before: slow if before == 0 else GOOD) as server:

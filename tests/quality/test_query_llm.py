@@ -32,6 +32,14 @@ def array(*texts: object) -> str:
         ("[]", []),
         (array(QUESTION, ""), []),
         ('<think>["a"]', []),
+        ('Considering ["снятие"], here: ["a", "b", "c"]', ["a", "b", "c"]),
+        ('["a", "b", "c"] and not ["d"]', ["a", "b", "c"]),
+        ('["a", "b", "c"], or better ["d", "e", "f"].', ["d", "e", "f"]),
+        ('["a"], or better ["b", "c"]', ["b", "c"]),
+        (json.dumps({"original": [QUESTION], "variants": ["a", "b"]}), ["a", "b"]),
+        (array("a", "b") + " " + array(QUESTION, " ", "x" * 501), ["a", "b"]),
+        (array("[", "]", "a"), ["[", "]", "a"]),
+        ("[" * 20_000, []),
         ("", []),
     ],
 )
@@ -83,10 +91,44 @@ def test_unanswered_questions_are_asked_again_by_the_next_run(tmp_path: Path) ->
     assert sorted(server.questions()) == ["а", "б", "б", "б"]
 
 
+def test_answers_that_were_cut_are_counted_not_kept_and_asked_for_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut, good = completion('["да", "да?", "д', "length"), completion(array("да"))
+    with chat_server(lambda question, before: cut if question == "б" and before == 0 else good) as server:
+        first = make(server.url, ["а", "б", "в"], tmp_path)
+        assert first.variants == (("да",), (), ("да",))
+        assert (first.asked, first.malformed, first.failed, first.cut) == (3, 0, 0, 1)
+        assert set(AnswerCache(tmp_path / "answers.jsonl").answers) == {cache_key(q, "tiny", 2) for q in "ав"}
+        assert "'б' has no variants: its answer was cut short" in caplog.text
+        assert "max_tokens = 2048). Give more with --max-tokens" in caplog.text
+        assert make(server.url, ["а", "б", "в"], tmp_path) == LlmResult((("да",),) * 3, 1, 2, 0, 0)
+    assert sorted(server.questions()) == ["а", "б", "б", "в"]
+
+
+def test_more_tokens_ask_only_for_what_was_cut(tmp_path: Path) -> None:
+    cut, good = completion(None, "length"), completion(array("да"))
+    with chat_server(lambda question, before: cut if question == "б" and before == 0 else good) as server:
+        make(server.url, ["а", "б"], tmp_path)
+        chat, cache = ChatServer(server.url, "tiny"), AnswerCache(tmp_path / "answers.jsonl")
+        found = ask_for_variants(["а", "б"], 2, chat, cache, lambda done: None, max_tokens=9000)
+    assert (found.variants, found.asked, found.kept) == ((("да",), ("да",)), 1, 1)
+    assert [request["max_tokens"] for request in server.requests] == [2048, 2048, 9000]
+
+
+def test_every_answer_cut(tmp_path: Path) -> None:
+    with (
+        chat_server(lambda question, before: completion("д", "length")) as server,
+        pytest.raises(UserError, match=r"none of 2 questions got a whole answer .*--max-tokens") as error,
+    ):
+        make(server.url, ["а", "б"], tmp_path)
+    assert "Mend the server" not in str(error.value)
+
+
 def test_no_answer_at_all(tmp_path: Path) -> None:
     with (
         chat_server(lambda question, before: Reply(status=503)) as server,
-        pytest.raises(UserError, match=r"none of 2 questions got an answer \(HTTP 503\)"),
+        pytest.raises(UserError, match=r"none of 2 questions got a whole answer \(HTTP 503\)\. Mend the server"),
     ):
         make(server.url, ["а", "б"], tmp_path)
 

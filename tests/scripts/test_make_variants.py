@@ -75,12 +75,18 @@ def test_a_model_that_misbehaves_and_a_second_run(project: Project, monkeypatch:
     with chat_server(answer) as server:
         settings = with_model(project, server.url)
         lines = project.run("07_make_variants", "--maker", "llm", "--number", "2", settings=settings)
-        assert "Questions: 3 asked, 0 answered before; 1 malformed answers left out, 0 without an answer" in lines
+        assert (
+            "Questions: 3 asked, 0 answered before; 1 malformed answers left out, 0 without an answer, 0 cut short"
+            in lines
+        )
         path = project.data / "processed" / "query_variants.parquet"
         assert lines[-1] == f"Query variants: 4 for 2 of 3 questions. File: {path}"
         first = path.read_bytes()
         lines += project.run("07_make_variants", "--maker", "llm", "--number", "2", settings=settings)
-        assert "Questions: 0 asked, 3 answered before; 1 malformed answers left out, 0 without an answer" in lines
+        assert (
+            "Questions: 0 asked, 3 answered before; 1 malformed answers left out, 0 without an answer, 0 cut short"
+            in lines
+        )
         assert len(server.requests) == 3
         assert {headers["authorization"] for headers in server.headers} == {"Bearer sk-hidden"}
     assert path.read_bytes() == first
@@ -106,9 +112,116 @@ def test_a_server_that_refuses_leaves_the_file_as_it_was(project: Project) -> No
     assert path.read_bytes() == before
 
 
+def own_file(project: Project, path: Path) -> None:
+    frame = pd.DataFrame({"q_id": ["01", "2"], "original_query": ["rfrfz cnfdrf gj drkfle", "x"], "variant_1": "мой"})
+    frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path, index=False)
+
+
+@pytest.mark.parametrize("maker", ["rules", "llm"])
+@pytest.mark.parametrize("foreign", ["a table", "an edited file of the script", "no parquet"])
+def test_a_file_of_the_user_is_not_replaced_unless_asked_for(project: Project, maker: str, foreign: str) -> None:
+    path = project.data / "processed" / "query_variants.parquet"
+    project.prepare()
+    if foreign == "no parquet":
+        path.write_text("q_id,original_query\n")
+    elif foreign == "a table":
+        own_file(project, path)
+    else:
+        project.run("07_make_variants", "--maker", "rules")
+        pd.read_parquet(path).to_parquet(path, index=False)
+    before = path.read_bytes()
+    with chat_server(lambda question, before: completion('["a"]')) as server:
+        flags, settings = ["--maker", maker, "--limit", "1"], with_model(project, server.url)
+        # Before any work: the corpus is not even looked for.
+        with pytest.raises(UserError, match=r"query_variants\.parquet was not written by .*--output.*--overwrite"):
+            project.run("07_make_variants", *flags, "--corpus", str(path), settings=settings)
+        assert not server.requests
+        assert path.read_bytes() == before
+        project.run("07_make_variants", *flags, "--overwrite", settings=settings)
+    assert pq.read_table(path).column("q_id").to_pylist() == ["01"]
+    project.run("07_make_variants", "--maker", "rules")
+    assert pq.read_table(path).column("q_id").to_pylist() == ["01", "2", "q3"]
+
+
+@pytest.mark.parametrize("flags", [[], ["--overwrite"], ["--output", "processed/../processed/query_variants.parquet"]])
+def test_nothing_is_written_beside_a_csv_of_the_user(
+    project: Project, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.prepare()
+    monkeypatch.chdir(project.data)
+    path = project.data / "processed" / "query_variants.csv"
+    own_file(project, path)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"query_variants\.csv is there.*Move or delete it \(--overwrite does not\)"):
+        project.run("07_make_variants", "--maker", "rules", *flags)
+    assert not path.with_suffix(".parquet").exists()
+    elsewhere = project.data / "processed" / "other.parquet"
+    project.run("07_make_variants", "--maker", "rules", "--output", str(elsewhere))
+    assert elsewhere.is_file()
+    assert path.read_bytes() == before
+
+
+def test_a_limit_keeps_the_rows_of_other_questions(project: Project, tmp_path: Path) -> None:
+    project.prepare()
+    project.run("07_make_variants", "--maker", "rules")
+    path = project.data / "processed" / "query_variants.parquet"
+    first = pq.read_table(path).to_pylist()
+    table = write_csv(tmp_path / "short.csv", "short,long", ["cnfdrf,ставка"])
+    flags = ["--maker", "rules", "--abbreviations", str(table), "--limit", "1"]
+    lines = project.run("07_make_variants", *flags)
+    assert (
+        lines[-2]
+        == "Kept of the file that was there: the rows of 2 other questions; 0 left out that read otherwise now"
+    )
+    assert lines[-1] == f"Query variants: 2 for 1 of 1 questions. File: {path}"
+    found = pq.read_table(path).to_pylist()
+    assert found[0]["variant_2"] == "rfrfz ставка gj drkfle"
+    assert [{name: row[name] for name in first[0]} for row in found] == first
+    starting(project.run("03_run_search", "--no-rerank"), "Query variants: 3 variants of 2 of 3 questions")
+    project.run("07_make_variants", *flags, "--overwrite")
+    assert pq.read_table(path).column("q_id").to_pylist() == ["01"]
+
+
+def test_a_limit_keeps_no_row_that_the_search_would_refuse(project: Project) -> None:
+    project.prepare()
+    project.run("07_make_variants", "--maker", "rules")
+    questions = ["01,rfrfz cnfdrf gj drkfle", "2,вклад", "q3,карта", "q4,что"]
+    write_csv(project.data / "raw" / "questions_clean.csv", "q_id,query", questions)
+    project.prepare()
+    lines = project.run("07_make_variants", "--maker", "rules", "--limit", "1")
+    assert (
+        lines[-2]
+        == "Kept of the file that was there: the rows of 0 other questions; 2 left out that read otherwise now"
+    )
+    path = project.data / "processed" / "query_variants.parquet"
+    assert pq.read_table(path).column("q_id").to_pylist() == ["01"]
+    rest = [f"z{n},вопрос {n}" for n in range(2)]
+    write_csv(project.data / "raw" / "questions_clean.csv", "q_id,query", rest)
+    project.prepare()
+    project.run("07_make_variants", "--maker", "rules", "--limit", "1")
+    assert pq.read_table(path).column("q_id").to_pylist() == ["z0", "01"]
+
+
+def test_answers_that_were_cut(project: Project) -> None:
+    project.prepare()
+
+    def answer(question: str, before: int) -> Reply:
+        return completion('["a"', "length") if question == QUESTIONS["q3"] else completion('["a"]')
+
+    with chat_server(answer) as server:
+        settings = with_model(project, server.url)
+        lines = project.run("07_make_variants", "--maker", "llm", "--max-tokens", "70", settings=settings)
+    counts = "Questions: 3 asked, 0 answered before; 0 malformed answers left out, 0 without an answer, 1 cut short"
+    assert counts in lines
+    assert "max_tokens = 70" in starting(lines, "WARNING: ")
+    assert lines[-1].startswith("Query variants: 2 for 2 of 3 questions.")
+    assert {request["max_tokens"] for request in server.requests} == {70}
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
+        (["--maker", "rules", "--max-tokens", "9"], "--max-tokens is for --maker llm"),
         (["--maker", "llm"], "LLM_MODEL = None: name the model"),
         (["--maker", "llm", "--abbreviations", "a.csv"], "--abbreviations is for --maker rules"),
         (["--maker", "rules", "--abbreviations", "absent.csv"], r"absent\.csv: no such file"),

@@ -133,6 +133,18 @@ def test_files_that_cannot_be_used(
     assert not project.output.exists()
 
 
+def test_a_path_in_the_home_folder(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path = write(tmp_path / "home" / "my" / "v.parquet", {"q4": ["вклад"]})
+    named = project.settings.model_copy(update={"query_variants": "~/my/v.parquet"})
+    lines = project.run("03_run_search", "--no-rerank", settings=named)
+    assert starting(lines, "Query variants: 1 variants of 1 of 4").endswith(f"File: {path}")
+    for absent in ("~/absent.csv", "~no-such-user/v.csv"):
+        named = project.settings.model_copy(update={"query_variants": absent})
+        with pytest.raises(UserError, match=f"QUERY_VARIANTS = '{absent}': no such file"):
+            project.run("03_run_search", "--no-rerank", settings=named)
+
+
 def test_two_files_at_once(project: Project) -> None:
     for suffix in (".csv", ".parquet"):
         write(project.data / "processed" / f"query_variants{suffix}", {"q1": ["x"]})

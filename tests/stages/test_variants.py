@@ -66,6 +66,18 @@ def test_what_is_used_and_what_is_left_out() -> None:
     assert asked.texts[3:] == found.texts
 
 
+def test_variants_that_read_as_the_question_or_another_are_repeated() -> None:
+    queries = Queries(("1", "2"), ("Как оформить карту?", "???"))
+    rows: list[list[object]] = [
+        ["1", "как оформить карту", "как оформить карту", "Как оформить карту", "КАК ОФОРМИТЬ КАРТУ!"],
+        ["1", "Как оформить карту?", "Расчётный счёт", "расчетный счет.", "расчётный  счёт"],
+        ["2", "???", "!!!", "???", "!!!"],
+    ]
+    found = check_variants(table(rows), queries, FILE)
+    assert (found.names, found.texts) == (("1#1", "2#1"), ("Расчётный счёт", "!!!"))
+    assert found.left_out["repeated"] == 7
+
+
 @pytest.mark.parametrize("ids", [[7, 8], [7.0, 8.0], ["007", "8"]])
 def test_ids_of_number_columns_are_those_of_the_questions(ids: list[object], tmp_path: Path) -> None:
     path = tmp_path / "v.parquet"
