@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_SIZES, bert_tokenizer, save_cross_encoder, tiny_config
+from conftest import TINY_SIZES, bert_tokenizer, lay_out_hub_cache, save_cross_encoder, tiny_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForSequenceClassification,
@@ -22,6 +22,7 @@ from src.engine.devices import CpuEngine
 from src.engine.library_scorer import LibraryScorer
 from src.engine.memory_limit import PairTooLargeError
 from src.engine.pair_scorer import CrossEncoderScorer, PairScorer, make_scorer, needs_library
+from src.models.resolve import ModelResolver
 
 QUESTIONS = ["ставка по вкладу", "card"]
 PASSAGES = ["Вклад под 15 % годовых.", "The card is free. " * 30, "Да"]
@@ -116,9 +117,15 @@ def reference(model: Any, question: str, passage: str, max_length: int) -> torch
         return model(**encoded).logits[0]
 
 
-def test_two_outputs_are_one_score(two_logit_model: Path) -> None:
-    assert needs_library(two_logit_model) == "a classifier with two outputs"
-    scorer = scorer_of(two_logit_model)
+def test_two_outputs_are_one_score(
+    two_logit_model: Path, tmp_path: Path, hub_cache: Path, no_network: list[str]
+) -> None:
+    name = "nobody/two-outputs"
+    lay_out_hub_cache(hub_cache, name, two_logit_model)
+    directory = ModelResolver(tmp_path / "models", tmp_path, "fail").resolve(name, "cross-encoder").directory
+    assert not no_network
+    assert needs_library(directory) == "a classifier with two outputs"
+    scorer = scorer_of(directory)
     found = scores_of(scorer)
     model = AutoModelForSequenceClassification.from_pretrained(two_logit_model).eval()
     # 64 tokens of text and 3 special ones.

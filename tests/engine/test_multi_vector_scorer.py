@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import bert_tokenizer, tiny_config
+from conftest import bert_tokenizer, lay_out_hub_cache, tiny_config
 from safetensors.torch import load_file, save_file
 from transformers import BertModel, PreTrainedTokenizerFast
 
@@ -17,6 +17,7 @@ from src.engine.devices import CpuEngine
 from src.engine.memory_limit import PairTooLargeError
 from src.engine.multi_vector_scorer import MultiVectorScorer, is_multi_vector
 from src.engine.pair_scorer import make_scorer
+from src.models.resolve import ModelResolver
 
 LONG = "ставка по вкладу " * 6
 QUESTIONS = ["ставка по вкладу", "card", LONG]
@@ -80,9 +81,13 @@ def vectors_by_hand(text: str, query: bool) -> torch.Tensor:
     return vectors[[i for i, token in enumerate(ids) if token not in skipped]]
 
 
-def test_maxsim_by_hand(stanford: Path) -> None:
-    assert is_multi_vector(stanford)
-    scorer = scorer_of(stanford)
+def test_maxsim_by_hand(stanford: Path, tmp_path: Path, hub_cache: Path, no_network: list[str]) -> None:
+    name = "colbert-ir/colbertv2.0"
+    lay_out_hub_cache(hub_cache, name, stanford)
+    directory = ModelResolver(tmp_path / "models", tmp_path, "fail").resolve(name, "cross-encoder").directory
+    assert not no_network
+    assert is_multi_vector(directory)
+    scorer = scorer_of(directory)
     found = scorer.score(scorer.tokenize(QUESTIONS), scorer.tokenize(PASSAGES), PAIRS)
     expected = [
         float((vectors_by_hand(QUESTIONS[q], True) @ vectors_by_hand(PASSAGES[p], False).T).max(dim=1).values.sum())
