@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The one command: environment, preparation as far as it is missing or stale, then the search.
-# Arguments go to scripts/03_run_search.py (--help lists them). REQUIREMENTS=requirements-gpu.txt picks another file.
+# Arguments go to scripts/03_run_search.py (--help lists them). REQUIREMENTS=requirements-gpu.txt picks another file,
+# and the environment keeps to it.
 set -euo pipefail
 
 project="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -38,19 +39,21 @@ run() {
     if [[ "$log" != "$project/search_cross_encoder.log" ]]; then
         echo "Another run is writing search_cross_encoder.log; the log of this one is ${log##*/}."
     fi
-    prepare_environment "$project" "${REQUIREMENTS:-requirements.txt}"
-    local argument
-    for argument in "$@"; do
-        if [[ "$argument" == "-h" || "$argument" == "--help" ]]; then
-            exec "$PYTHON" "$project/scripts/03_run_search.py" --help
-        fi
-    done
+    prepare_environment "$project"
     "$PYTHON" "$project/scripts/01_preprocess.py" --if-stale "$@"
     "$PYTHON" "$project/scripts/02_build_indices.py" --if-stale "$@"
     "$PYTHON" "$project/scripts/03_run_search.py" "$@"
 }
 
 export SEARCH_OUTPUT_IS_LOGGED=1 PYTHONUNBUFFERED=1 PYTHONIOENCODING=utf-8
+
+for argument in "$@"; do
+    # Before the log is chosen: that of the last run stays.
+    if [[ "$argument" == "-h" || "$argument" == "--help" ]]; then
+        prepare_environment "$project"
+        exec "$PYTHON" "$project/scripts/03_run_search.py" --help
+    fi
+done
 
 choose_log
 # tee outlives every signal, so that the last lines reach the log; it ends with its input, and the lock with it.

@@ -1,42 +1,75 @@
 """What the numbered scripts share: flags, logging, errors to exit codes."""
 
+# ruff: noqa: E402 (the hook for a Python that cannot run this comes before the imports that need one that can)
+
 import argparse
 import errno
 import fcntl
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+EXIT_USER_ERROR = 2
+_IS_TYPED = Path(sys.argv[0]).resolve().parent == PROJECT_ROOT / "scripts"  # not where another program imports this
+
+
+def _explain_python(kind: Any, error: Any, trace: Any) -> None:
+    """In place of the traceback where this Python cannot run the scripts. Python 3.9 must be able to read it."""
+    name = getattr(error, "name", None) or ""
+    if sys.version_info < (3, 11):  # noqa: UP036
+        trouble = f"Python {sys.version.split()[0]} is too old, 3.11 or later is needed"
+    elif isinstance(error, ModuleNotFoundError) and not _is_own(name):
+        trouble = f"package {name!r} is not installed for {sys.executable}"
+    else:
+        sys.__excepthook__(kind, error, trace)
+        return
+    advice = "Run ./run_cross_encoder_search.sh once, or: pip install -r requirements.txt"
+    environment = PROJECT_ROOT / ".venv"
+    if (environment / "bin" / "python").exists() and Path(sys.prefix).resolve() != environment.resolve():
+        shown = environment.name if Path.cwd() == PROJECT_ROOT else str(environment)
+        advice = f"Type: source {shown}/bin/activate (or give the command as: {shown}/bin/python {sys.argv[0]})"
+    sys.stderr.write(f"ERROR: {trouble}. {advice}\n")
+    sys.exit(EXIT_USER_ERROR)
+
+
+def _is_own(module: str) -> bool:
+    return module.startswith("_") or module.split(".")[0] in {"config", "src"}
+
+
+if _IS_TYPED:
+    sys.excepthook = _explain_python
 
 from _signals import EXIT_INTERRUPTED, STOPPED, Stopped, leave_on_signals, stop_on_signals
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
+if _IS_TYPED:
+    leave_on_signals()  # until main begins
 sys.path.insert(0, str(PROJECT_ROOT))
-if Path(sys.argv[0]).resolve().parent == PROJECT_ROOT / "scripts":
-    leave_on_signals()  # until main begins; not where another program imports this
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-try:
-    from config import Settings, load_settings
-    from src.core.atomic import remove_dead_temporaries
-    from src.core.errors import UserError
-    from src.core.memory import first_line, means_out_of_memory
-except ModuleNotFoundError as missing:
-    sys.exit(
-        f"ERROR: package {missing.name!r} is not installed. Run ./run_cross_encoder_search.sh once, or: "
-        "pip install -r requirements.txt"
-    )
+from config import Settings, load_settings
+from src.core.atomic import remove_dead_temporaries
+from src.core.errors import UserError
+from src.core.memory import first_line, means_out_of_memory
 
-EXIT_USER_ERROR = 2
 LOG_NAME = "search_cross_encoder.log"
 _HALVE = "RERANKER_BATCH_SIZE in config/settings.py"
-_DISK_TROUBLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_TROUBLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
+    errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
+_CLEARER = {
+    errno.EEXIST: "not a folder, and a folder is needed there",
+    errno.ENOTDIR: "a part of this path is not a folder",
+}
 
 log = logging.getLogger("search")
 
@@ -146,6 +179,25 @@ def positive_integer(text: str) -> int:
     return value
 
 
+def require_writable(output: Path) -> None:
+    """Find out before the work, not at its end, whether ``--output`` can be written; leaves nothing behind.
+
+    Raises:
+        UserError: where its folder, or the nearest one above that is there, takes no file of this name.
+    """
+    folder = output.absolute().parent
+    try:
+        while not (folder.exists() or folder.is_symlink()):
+            folder = folder.parent
+        # The kind of name that the submission has until it is whole.
+        with tempfile.NamedTemporaryFile(prefix=f"{output.name}.tmp-{os.getpid()}-", dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--output {output}: no file can be written in {folder}: {error.strerror}. Give another path."
+        ) from None
+
+
 def usable_cores() -> int:
     """Cores that this process may use: those of the machine, less what its affinity or a container's limit takes.
 
@@ -206,7 +258,7 @@ def main(run: Callable[[Settings, Sequence[str]], None], keep_log: bool = False)
     except OSError as error:
         if error.errno not in _DISK_TROUBLE:
             raise
-        _fail(f"{error.filename or 'a file'}: {error.strerror}. Mend that, then give the same command again.")
+        _fail(f"{error.filename or 'a file'}: {_reason(error)}. Mend that, then give the same command again.")
     except RuntimeError as error:
         if not means_out_of_memory(error):
             raise
@@ -215,6 +267,10 @@ def main(run: Callable[[Settings, Sequence[str]], None], keep_log: bool = False)
         code = interrupt.code if isinstance(interrupt, Stopped) else EXIT_INTERRUPTED
         log.error("%s", STOPPED)
         sys.exit(code)
+
+
+def _reason(error: OSError) -> str:
+    return _CLEARER.get(error.errno or 0) or error.strerror or str(error)
 
 
 def _fail(message: str) -> NoReturn:

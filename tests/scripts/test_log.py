@@ -100,6 +100,19 @@ def test_a_second_start_leaves_the_log_of_the_first_one(tmp_path: Path, with_flo
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_leaves_the_log_of_the_last_run(tmp_path: Path, flag: str) -> None:
+    command = Command(tmp_path, with_flock=True)
+    log = command.project / "search_cross_encoder.log"
+    log.write_text("an earlier run\n")
+    command.go.touch()
+    help_shown = command.start("--limit", "3", flag)
+    assert help_shown.communicate(timeout=20)[0] == "03_run_search.py --help\n"
+    assert help_shown.returncode == 0
+    assert [path.name for path in command.project.glob("*.log*")] == [log.name]
+    assert command.log() == "an earlier run\n"
+
+
 def test_a_killed_command_does_not_hold_its_log(tmp_path: Path) -> None:
     command = Command(tmp_path, with_flock=True)
     first = command.start("--data-dir", "a")
