@@ -3,39 +3,37 @@
 import json
 import tempfile
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from _bench import BATCH_SIZE, Floats, Score, Work
+from _bench import BATCH_SIZE, Floats, Ranker, Work
 
+HALF_LOOP = "loop, float16"  # on a card, which is many times faster in it
 OPENVINO_BACKEND = "predict, OpenVINO backend"  # multiplies in bfloat16 wherever the CPU can, unasked
 _ONNX_FILE = "model.onnx"
 
-Ranker = Callable[[Work], Floats]
 
-
-def peers(directory: Path, device: str, max_length: int, work: Work) -> tuple[dict[str, Score], dict[str, str]]:
+def peers(directory: Path, device: str, max_length: int, work: Work) -> tuple[dict[str, Ranker], dict[str, str]]:
     """Functions that score all pairs by name, and why a peer is left out.
 
-    ``loop``, what the others are measured against, is one ``predict`` call per question.
-    """
-    from sentence_transformers import CrossEncoder
+    ``loop``, what the others are measured against, is one ``predict`` call per question, in float32.
 
-    model = CrossEncoder(str(directory), device=device, max_length=max_length, local_files_only=True)
-    rankers: dict[str, Ranker] = {
-        "loop": _by_question(lambda question, passages: _predict(model, [(question, text) for text in passages])),
-        "predict": lambda some: _predict(model, some.texts()),
-    }
+    Args:
+        device: torch device, one card; some peers run on a CPU alone.
+        work: whose first pairs are tried.
+    """
+    model = _cross_encoder(directory, device, max_length)
+    rankers: dict[str, Ranker] = {"loop": _loop(model), "predict": lambda some: _predict(model, some.texts())}
     missing: dict[str, str] = {}
-    optional: dict[str, Callable[[], Ranker]] = {
-        OPENVINO_BACKEND: lambda: _openvino_backend(directory, max_length),
-        "rerankers": lambda: _rerankers(directory, device),
-    }
+    optional: dict[str, Callable[[], Ranker]] = {"rerankers": lambda: _rerankers(directory, device)}
+    if device.startswith("cuda"):
+        optional[HALF_LOOP] = lambda: _loop(_cross_encoder(directory, device, max_length, torch.float16))
     if device == "cpu":
+        optional[OPENVINO_BACKEND] = lambda: _openvino_backend(directory, max_length)
         optional["FlashRank"] = lambda: _flashrank(directory, max_length)
         optional["fastembed"] = lambda: _fastembed(directory)
     few = Work(work.questions, work.passages, work.pairs[:2], 2)
@@ -46,7 +44,19 @@ def peers(directory: Path, device: str, max_length: int, work: Work) -> tuple[di
         except Exception as error:  # whatever stops an optional peer is told
             rankers.pop(name, None)
             missing[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return {name: partial(ranker, work) for name, ranker in rankers.items()}, missing
+    return rankers, missing
+
+
+def _cross_encoder(directory: Path, device: str, max_length: int, dtype: torch.dtype = torch.float32) -> Any:
+    from sentence_transformers import CrossEncoder
+
+    return CrossEncoder(
+        str(directory), device=device, max_length=max_length, local_files_only=True, model_kwargs={"dtype": dtype}
+    )
+
+
+def _loop(model: Any) -> Ranker:
+    return _by_question(lambda question, passages: _predict(model, [(question, text) for text in passages]))
 
 
 def _predict(model: Any, texts: list[tuple[str, str]]) -> Floats:

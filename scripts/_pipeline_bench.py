@@ -15,7 +15,7 @@ import pandas as pd
 from src.core.pair_scores import PairScores
 from src.core.storage import save_run
 from src.core.text import terms
-from src.core.types import Corpus, Floats, Qrels, Queries, passage_text
+from src.core.types import Corpus, Floats, Qrels, Queries, TokenVectors, passage_text
 from src.engine.batches import TokenBatch
 from src.engine.pair_scorer import CrossEncoderScorer
 from src.insight.profile import Profiler
@@ -23,19 +23,22 @@ from src.quality.evaluate import evaluate
 from src.stages.chunk import Chunking, chunk_corpus, sentence_spans
 from src.stages.fuse import Weighted, fuse
 from src.stages.index import Bm25Index, FaissIndex
+from src.stages.late_interaction import late_scores
 from src.stages.preprocess import read_corpus, read_queries
 from src.stages.rerank import CandidateScorer, PassageTexts, blend
-from src.stages.retrieve import best_chunks, dense_run, lexical_run
+from src.stages.retrieve import best_chunks, dense_run, follow_documents, lexical_run
 from src.stages.submit import write_submission
 
 DIMENSION = 384
 DEPTH, CHUNK_DEPTH, CANDIDATES, TOP_K = 200, 600, 100, 5
 BATCH_SIZE, MAX_LENGTH = 32, 160
+LONGEST = 512  # tokens of a text that have vectors
+MADE_UP_VECTORS = 1 << 16  # more than a processor's cache holds
 _PAGE = ("web_id", "title", "text")
 
 
 class NoModel:
-    """In the place of a backend: every pair is tokenised, joined and batched, and scored by its length alone."""
+    """In the place of a backend: every pair is tokenised, joined and padded, and scored by its length alone."""
 
     name = "none"
     arithmetic = "none"
@@ -48,7 +51,18 @@ class NoModel:
     def run(self, batches: Iterable[TokenBatch], scores: npt.NDArray[np.float32]) -> None:
         """Take every batch."""
         for batch in batches:
-            scores[batch.rows] = batch.mask.sum(axis=1)
+            scores[batch.rows] = batch.inputs["attention_mask"].sum(axis=1)
+
+
+class RepeatedVectors(TokenVectors):
+    """Token vectors of a corpus that would not fit into memory: text i begins anywhere among the same ones.
+
+    ``values`` has at least ``LONGEST`` more rows than ``MADE_UP_VECTORS``.
+    """
+
+    def __getitem__(self, row: int) -> npt.NDArray[np.float16]:
+        start, stop = self.offsets[row : row + 2].tolist()
+        return self.values[start % MADE_UP_VECTORS :][: stop - start]
 
 
 @dataclass(frozen=True)
@@ -90,8 +104,13 @@ def _unit_vectors(count: int, seed: int) -> Floats:
     return vectors
 
 
+def _token_vectors(lengths: npt.NDArray[np.int64], values: npt.NDArray[np.float16]) -> TokenVectors:
+    """Made-up vectors for texts of so many tokens, int64 [N]."""
+    return RepeatedVectors(values, np.concatenate([[0], np.cumsum(np.minimum(lengths, LONGEST))]))
+
+
 def run_stages(folder: Path, model: Path, tokenizer: Any, profiler: Profiler) -> Sizes:
-    """Every stage from the CSV files to the submission; vectors are made up, and no pair is read.
+    """Every stage from the CSV files to the submission; vectors of texts and tokens are made up, and no pair is read.
 
     Args:
         folder: with ``pages.csv`` and ``questions.csv``; results go there too.
@@ -126,9 +145,18 @@ def run_stages(folder: Path, model: Path, tokenizer: Any, profiler: Profiler) ->
         fused = fuse(runs, "convex", 60, CANDIDATES)
     with profiler.stage("passages", len(queries), "questions"):
         chosen = best_chunks(fused, chunks, asked, vectors, 1)
+    scorer = CrossEncoderScorer(model, NoModel(), BATCH_SIZE, MAX_LENGTH)
+    passage_lengths = scorer.tokenize(passages).lengths
+    values = _unit_vectors(MADE_UP_VECTORS + LONGEST, 3).astype(np.float16)
+    of_questions, of_passages = (
+        _token_vectors(lengths, values) for lengths in (scorer.tokenize(queries.texts).lengths, passage_lengths)
+    )
+    with profiler.stage("late interaction", len(queries), "questions"):
+        before, near = fused, late_scores(of_questions, of_passages, chosen)
+        fused = blend(before, near, 0.15, "fused")
+        chosen = follow_documents(chosen, before, fused)
     with profiler.stage("tokenise"):
         read = PassageTexts.of(corpus, chunks, chosen)
-        scorer = CrossEncoderScorer(model, NoModel(), BATCH_SIZE, MAX_LENGTH)
         reranker = CandidateScorer(scorer, read, PairScores(folder / "pair_scores"))
         tables = reranker.tokenize(queries)
     with profiler.stage("pairs", len(queries), "questions"):
@@ -143,7 +171,7 @@ def run_stages(folder: Path, model: Path, tokenizer: Any, profiler: Profiler) ->
         for run in (*(item.run for item in runs), fused, final):
             save_run(folder, run, corpus, {})
     lengths = scorer.tokenize(documents).lengths
-    tokens = int(np.minimum(lengths, 512).sum()) + int(scorer.tokenize(passages).lengths.sum())
+    tokens = int(np.minimum(lengths, LONGEST).sum()) + int(passage_lengths.sum())
     return Sizes(
         len(queries), len(corpus), len(chunks), int((chosen >= 0).sum()), tokens + int(tables[0].lengths.sum())
     )

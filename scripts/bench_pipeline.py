@@ -32,6 +32,10 @@ from src.insight.doctor import measure
 from src.insight.profile import Profiler
 from src.models.resolve import EMBEDDED, ModelResolver, ResolvedModel
 
+LEGEND = (
+    "Late interaction compares made-up vectors of as many tokens as the texts have. Where the vectors of all chunks "
+    "exceed LATE_INTERACTION_GB, a run also makes those of its candidates: work of the bi-encoder, not in this table."
+)
 MEASURED_SECONDS = 4.0
 _SAMPLE = 256
 
@@ -157,9 +161,11 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     stem = flags.name or f"{datetime.now(UTC):%Y-%m-%d}-bench-pipeline"
     record = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"), "cores": os.cpu_count(), "device": device, **speed,
+        "legend": LEGEND,
     }  # fmt: skip
     write_json(folder / f"{stem}.json", {**record, "rows": rows})
     _plot(folder / f"{stem}.png", rows)
+    log.info("%s", LEGEND)
     log.info("Saved: %s", folder / f"{stem}.json")
 
 

@@ -19,9 +19,11 @@ from _cli import PROJECT_ROOT, main, positive_integer
 
 import pandas as pd
 
+from _bench import commit, machine
 from config import Settings
-from src.core.artifacts import atomic_path, write_json
+from src.core.artifacts import atomic_path, library_versions, write_json
 from src.core.errors import UserError
+from src.engine.devices import pick_device
 
 FILES = ("websites.csv", "questions.csv", "qrels.csv")
 HEADER = (
@@ -135,6 +137,16 @@ def mean_gain(found: Sequence[Mapping[str, Any]], metric: str) -> float:
     return float(100 * sum(changes) / len(changes))
 
 
+def _made_from(settings: Settings, flags: argparse.Namespace) -> dict[str, Any]:
+    """When, where and from what the figures came."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit(PROJECT_ROOT),
+        "machine": machine(pick_device(settings.device)), "model": flags.model, "candidates": flags.candidates,
+        "questions": flags.questions, "seed": flags.seed, "settings": settings.snapshot(),
+        "libraries": library_versions(),
+    }  # fmt: skip
+
+
 def run(settings: Settings, arguments: Sequence[str]) -> None:
     """Measure every set, print and save the table."""
     flags = _parser(settings).parse_args(arguments)
@@ -146,11 +158,11 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     if missing or not names:
         raise UserError(f"{missing[0] if missing else flags.datasets}: no such set. A set holds {', '.join(FILES)}.")
     folder = PROJECT_ROOT / "data" / "results" / (flags.name or f"{datetime.now(UTC):%Y-%m-%d}-bench-quality")
-    found = []
+    record, found = _made_from(settings, flags), []
     for name in names:
         found.append(measure(flags.datasets / name, flags.work_dir / name, flags, settings.reranker_blend_weight))
         # What is done is on disk before the next set starts.
-        write_json(folder / "bench.json", {"candidates": flags.candidates, "sets": [_brief(one) for one in found]})
+        write_json(folder / "bench.json", {**record, "sets": [_brief(one) for one in found]})
     lines = [HEADER, "|---" * HEADER.count(" | ") + "|---|", *(table_row(one, flags.candidates) for one in found)]
     lines += ["", f"Mean change over {len(found)} sets: Hit@1 {mean_gain(found, 'Hit@1'):+.2f}, "]
     lines[-1] += f"Hit@5 {mean_gain(found, 'Hit@5'):+.2f} points. Blend weight {settings.reranker_blend_weight:g}."

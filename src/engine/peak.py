@@ -8,6 +8,11 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from src.engine.bert_forward import BertPairForward
+from src.engine.openvino_backend import OpenVinoBackend
+from src.engine.packed_backend import PackedBackend
 
 _SIZE_CPU, _SIZE_GPU = 2048, 8192
 
@@ -27,17 +32,40 @@ class ModelShape:
         sizes = [config.get(name) for name in ("num_hidden_layers", "hidden_size", "intermediate_size")]
         return cls(*sizes) if all(isinstance(size, int) for size in sizes) else None
 
-    def flops(self, tokens: float, squares: float) -> float:
+    def flops(self, tokens: float, squares: float, texts: int | None = None) -> float:
         """Floating-point operations for texts without padding.
 
-        Per layer and token 2 (4 H^2 + 2 H F) for the matrices, and 4 H n for the attention over n tokens.
+        Per layer and token 2 (4 H^2 + 2 H F) for the matrices, and 4 H n for the attention over n tokens. A last layer
+        for first tokens alone has 4 H^2 per token for keys and values, 4 H^2 + 4 H F per text for the other matrices,
+        and 4 H n per text for the attention.
 
         Args:
             tokens: of all texts.
             squares: sum over the texts of their tokens squared.
+            texts: how many, where the last layer is computed for the first token of each alone (see
+                :func:`last_layer_is_short`); ``None`` where it is computed for all tokens.
         """
         matrices = 2.0 * (4 * self.hidden**2 + 2 * self.hidden * self.inner)
-        return self.layers * (matrices * tokens + 4.0 * self.hidden * squares)
+        layer = matrices * tokens + 4.0 * self.hidden * squares
+        if texts is None:
+            return self.layers * layer
+        projection = 2.0 * self.hidden**2
+        first = 2 * projection + 4.0 * self.hidden * self.inner
+        return (self.layers - 1) * layer + 2 * projection * tokens + first * texts + 4.0 * self.hidden * tokens
+
+
+def last_layer_is_short(directory: Path, backend: str) -> bool:
+    """Whether a backend computes a cross-encoder's last layer for the first token of each text alone.
+
+    Args:
+        directory: the model's.
+        backend: as the loaded scorer's ``backend_name`` says.
+    """
+    if not backend.startswith((OpenVinoBackend.name, PackedBackend.name)):
+        return False
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        return BertPairForward.supports(AutoModelForSequenceClassification.from_config(config))
 
 
 def measured_peak(device: str, arithmetic: str, threads: int, seconds: float = 1.0) -> float:
@@ -73,10 +101,17 @@ def _torch_product(device: str, arithmetic: str) -> tuple[Callable[[], None], fl
 
     def work() -> None:
         left @ right
-        if device.startswith("cuda"):
-            torch.cuda.synchronize(device)
+        _wait_for(device)
 
     return work, 2.0 * size**3
+
+
+def _wait_for(device: str) -> None:
+    """Until the device has done what it was given: a GPU takes work faster than it does it."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device.startswith("mps"):
+        torch.mps.synchronize()
 
 
 def _openvino_product(arithmetic: str, threads: int) -> tuple[Callable[[], None], float]:

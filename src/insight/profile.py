@@ -38,6 +38,11 @@ class Stage:
     flops: float = 0.0
     arithmetic: str = ""
 
+    @property
+    def items_per_second(self) -> float | None:
+        """Throughput; ``None`` where there are no items, or no time has passed."""
+        return self.items / self.seconds if self.items and self.seconds > 0 else None
+
 
 class _PeakMemory:
     """Samples the resident memory of this process from a thread."""
@@ -105,7 +110,7 @@ class Profiler:
         total = max(self.total_seconds, 1e-9)
         lines = [f"{'stage':<14} {'seconds':>9} {'share':>7} {'throughput':>20} {'peak MiB':>9} {'GPU MiB':>8}"]
         for s in self.stages:
-            rate = f"{s.items / s.seconds:,.1f} {s.unit}/s" if s.items and s.seconds > 0 else "-"
+            rate = "-" if s.items_per_second is None else f"{s.items_per_second:,.1f} {s.unit}/s"
             lines.append(
                 f"{s.name:<14} {s.seconds:>9.2f} {s.seconds / total:>6.1%} {rate:>20} {s.peak_mib:>9,.0f} "
                 f"{s.gpu_peak_mib:>8,.0f}"
@@ -132,8 +137,13 @@ class Profiler:
         return lines
 
     def record(self) -> dict[str, Any]:
-        """The same as plain data."""
-        return {"total_seconds": self.total_seconds, "stages": [asdict(stage) for stage in self.stages]}
+        """The table as plain data; ``share`` is of the whole run, from 0 to 1."""
+        total = max(self.total_seconds, 1e-9)
+        stages = [
+            {**asdict(stage), "share": stage.seconds / total, "items_per_second": stage.items_per_second}
+            for stage in self.stages
+        ]
+        return {"total_seconds": total, "stages": stages}
 
 
 def _reset_gpu_peak() -> bool:

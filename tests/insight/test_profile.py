@@ -38,6 +38,18 @@ def test_table_by_hand() -> None:
     assert total == ["total", "10.00"]
 
 
+def test_record_has_what_the_table_has() -> None:
+    profiler = Profiler(started=time.perf_counter() - 10.0)
+    profiler.stages.append(Stage("rerank", seconds=5.0, items=1000, unit="pairs", tokens=7))
+    profiler.stages.append(Stage("load", seconds=2.5))
+    found = profiler.record()
+    rerank, load = found["stages"]
+    assert found["total_seconds"] == pytest.approx(10.0, abs=0.5)
+    assert (rerank["share"], load["share"]) == pytest.approx((0.5, 0.25), abs=0.03)
+    assert (rerank["items_per_second"], load["items_per_second"]) == (200.0, None)
+    assert (rerank["name"], rerank["unit"], rerank["tokens"]) == ("rerank", "pairs", 7)
+
+
 def test_memory_peak_is_seen_although_it_is_freed() -> None:
     profiler = Profiler()
     with profiler.stage("big"):
