@@ -1,6 +1,7 @@
 """What each constant of ``config/settings.py`` may be, and a loader that refuses anything else."""
 
 import difflib
+import math
 import runpy
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +20,7 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class EncoderSettings(_Strict):
@@ -60,6 +61,15 @@ class LabelsColumns(_Strict):
 
     query_id: Name
     doc_id: Name
+
+
+_PARTS: dict[str, type[_Strict]] = {
+    "encoders": EncoderSettings,
+    "rerankers": RerankerSettings,
+    "corpus_columns": CorpusColumns,
+    "questions_columns": QuestionsColumns,
+    "labels_columns": LabelsColumns,
+}
 
 
 class Settings(_Strict):
@@ -208,8 +218,7 @@ def load_settings(path: Path = SETTINGS_FILE) -> Settings:
         name = where[0].upper() + "".join(f"[{part!r}]" if not part.isdigit() else f"[{part}]" for part in where[1:])
         hint = ""
         if first["type"] == "extra_forbidden":
-            entry = RerankerSettings if where[0] == "rerankers" else EncoderSettings
-            hint = _nearest(where[-1], set(entry.model_fields))
+            hint = _nearest(where[-1], set(_PARTS[where[0]].model_fields))
         raise UserError(f"{path}: {name} = {first['input']!r} is not valid: {message}.{hint}") from error
 
 
@@ -230,15 +239,22 @@ def _as_float(name: str, value: object) -> object:
     """A whole number where a fraction is meant (``BM25_B = 1``) is what users type; a bool is not."""
     field = Settings.model_fields[name.lower()]
     if field.annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return _float(value)
     if name in {"ENCODERS", "RERANKERS"} and isinstance(value, (list, tuple)):
         return [
-            {k: float(v) if k == "weight" and type(v) is int else v for k, v in entry.items()}
+            {k: _float(v) if k == "weight" and type(v) is int else v for k, v in entry.items()}
             if isinstance(entry, dict)
             else entry
             for entry in value
         ]
     return value
+
+
+def _float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf  # refused as every infinity is
 
 
 def _closest(name: str, known: set[str]) -> str | None:

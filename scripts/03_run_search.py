@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from _cli import PROJECT_ROOT, add_data_flags, add_safety_flags, add_search_flags, main, set_up_threads
+from _cli import (
+    PROJECT_ROOT,
+    add_data_flags,
+    add_safety_flags,
+    add_search_flags,
+    main,
+    require_writable,
+    set_up_threads,
+)
 
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import (
@@ -19,6 +27,7 @@ from _plans import (
     preset_lines,
     reranker_plans,
     search_plan,
+    settings_in_force,
 )
 from _variants import load_variants
 from config import Settings
@@ -29,7 +38,7 @@ from src.core.errors import UserError
 from src.core.types import Chunks, Corpus, Qrels, Queries
 from src.engine.devices import every_device, pick_device
 from src.engine.peak import measured_peak
-from src.indexing import IndexPlan
+from src.indexing import BUILD_COMMAND, IndexPlan
 from src.insight.html_report import RunRecord, write_report
 from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
@@ -42,14 +51,25 @@ log = logging.getLogger("search")
 
 
 def _record(
-    settings: Settings, indices: IndexPlan, plan: SearchPlan, queries: Queries, variants: QueryVariants
+    settings: Settings,
+    flags: argparse.Namespace,
+    indices: IndexPlan,
+    plan: SearchPlan,
+    queries: Queries,
+    variants: QueryVariants,
 ) -> dict[str, Any]:
     models: list[dict[str, Any]] = [
         {**encoder.model.record(), "unit": encoder.unit, "weight": encoder.weight} for encoder in indices.encoders
     ]
     models += [{**model.record(), "weight": weight} for model, weight in plan.rerankers]
-    record = {"settings": settings.snapshot(), "models": models, "questions": queries.fingerprint, "top_k": plan.top_k}
-    return record | {"query_variants": variants.record(plan.variant_weight, plan.reranker_query)}
+    return {
+        "settings": settings_in_force(settings, plan),
+        "models": models,
+        "questions": queries.fingerprint,
+        "limit": flags.limit,
+        "top_k": plan.top_k,
+        "query_variants": variants.record(plan.variant_weight, plan.reranker_query),
+    }
 
 
 def _load(
@@ -115,6 +135,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
         raise UserError(
             f"--output {flags.output}: a folder; the path of a file is needed, such as {settings.output_file}."
         )
+    require_writable(flags.output)
     set_up_threads(settings.cpu_threads)
     remove_dead_temporaries(flags.output)
     with data_lock(flags.data_dir.resolve(), flags.wait), full_check(flags.verify):
@@ -140,17 +161,18 @@ def _run(settings: Settings, flags: argparse.Namespace) -> None:
     if flags.fit_fusion and qrels is None:
         raise UserError(f"--fit-fusion needs labels, but there are none at {inputs.no_labels}. Leave it out, or label.")
     indices = index_plan(settings, encoders, pick_device(settings.device))
-    plan = search_plan(settings, flags, rerankers)
+    plan = search_plan(settings, flags, rerankers, BUILD_COMMAND + inputs.command)
     labels = f"none ({inputs.no_labels})"
     if qrels is not None:
-        labels = f"{len(qrels)} labelled question{'' if len(qrels) == 1 else 's'}"
+        labelled = len(qrels.relevant.keys() & set(queries.query_ids))
+        labels = f"{labelled} labelled question{'' if labelled == 1 else 's'}"
     lines = list(plan_lines(corpus, chunks, queries, indices, plan, labels))
     for line in lines:
         log.info("%s", line)
     lines = [*configuration, *lines]
     if len(variants):
         lines.append(f"Query variants: {variants.source}: {variants.describe(len(queries))}")
-    record = _record(settings, indices, plan, queries, variants)
+    record = _record(settings, flags, indices, plan, queries, variants)
     warnings = [m.warning for m in (*(e.model for e in encoders), *(model for model, _ in rerankers)) if m.warning]
     warnings += [] if settings.enable_chunks else [WITHOUT_CHUNKS]
     result = search(

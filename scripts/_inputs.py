@@ -1,6 +1,7 @@
 """Which corpus, questions and labels a command works on, and whether the prepared data still fits them."""
 
 import logging
+import shlex
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from src.core.storage import DataFolder, load_corpus, load_questions
 from src.core.types import Chunks, Corpus, Qrels, Queries
 from src.indexing import EncoderPlan
 from src.models.resolve import EMBEDDED, ModelResolver
-from src.stages.chunk import Chunking
+from src.stages.chunk import RULES, Chunking
 from src.stages.preprocess import read_qrels, read_queries
 
 SAMPLE_NAME = "sample"
@@ -49,7 +50,8 @@ def choose_inputs(flags: Namespace, settings: Settings, project: Path) -> Inputs
     """Flags first; then ``<data folder>/raw``; then what is prepared in the data folder; then the sample.
 
     Raises:
-        UserError: where a file named by a flag does not exist, or a corpus comes without questions.
+        UserError: where a file named by a flag does not exist, or a corpus comes without questions, or own questions
+            without a corpus.
     """
     data = DataFolder(flags.data_dir.resolve())
     for flag in ("corpus", "questions", "labels"):
@@ -71,6 +73,11 @@ def choose_inputs(flags: Namespace, settings: Settings, project: Path) -> Inputs
         origin, corpus = "sample", sample["corpus"]
 
     questions, labels, why = flags.questions, flags.labels, ""
+    if origin == "sample" and questions is not None and questions.resolve() != sample["questions"].resolve():
+        raise UserError(
+            f"--questions {questions}: there is no corpus to answer them from ({files['corpus']}: no such file). Put "
+            "the corpus there, or give it with --corpus FILE."
+        )
     if questions is None:
         questions, own_labels = _default_questions(origin, files, sample, data)
         if labels is None:
@@ -116,7 +123,8 @@ def _prepared_origin(data: DataFolder) -> str | None:
 
 def _without_files(data: DataFolder) -> str:
     """What mends a prepared copy that has no files beside it."""
-    return f"{PREPROCESS_COMMAND} --data-dir {data.root} --corpus FILE --questions FILE (or copy the folder anew)"
+    folder = shlex.quote(str(data.root))
+    return f"{PREPROCESS_COMMAND} --data-dir {folder} --corpus FILE --questions FILE (or copy the folder anew)"
 
 
 def _shown(path: Path, project: Path) -> Path:
@@ -127,10 +135,10 @@ def _shown(path: Path, project: Path) -> Path:
 
 
 def _repeat(flags: Namespace, project: Path, settings: Settings) -> str:
-    parts = [f" --{name} {value}" for name in ("corpus", "questions", "labels") if (value := getattr(flags, name))]
+    given = {name: getattr(flags, name) for name in ("corpus", "questions", "labels")}
     if flags.data_dir.resolve() != (project / settings.data_dir).resolve():
-        parts.append(f" --data-dir {flags.data_dir}")
-    return "".join(parts)
+        given["data-dir"] = flags.data_dir
+    return "".join(f" --{name} {shlex.quote(str(path))}" for name, path in given.items() if path is not None)
 
 
 def log_inputs(inputs: Inputs, project: Path) -> None:
@@ -174,13 +182,15 @@ def corpus_identity(
     if inputs.corpus is not None:
         corpus_file = file_sha256(inputs.corpus)
     else:
-        corpus_file = read_manifest(inputs.data.corpus / MANIFEST_NAME, PREPROCESS_COMMAND).inputs["corpus_file"]
+        manifest = read_manifest(inputs.data.corpus / MANIFEST_NAME, _without_files(inputs.data))
+        corpus_file = manifest.inputs["corpus_file"]
     names = {"tokens": ("CHUNK_TOKENS", "CHUNK_OVERLAP_TOKENS", ""), "whole": ("", "", "")}.get(
         cutting.unit, ("CHUNK_CHARACTERS", "CHUNK_OVERLAP_CHARACTERS", "CHUNK_MIN_CHARACTERS")
     )
     sizes = dict(zip(names, (cutting.limit, cutting.overlap, cutting.minimum), strict=True))
     shaping: dict[str, Any] = {"columns": settings.corpus_columns.model_dump(), "CHUNK_UNIT": cutting.unit}
     shaping.update((name, size) for name, size in sizes.items() if name)
+    shaping.update({} if cutting.unit == "whole" else {"rules of cutting": RULES})
     return {"corpus_file": corpus_file, "tokenizer": tokenizer}, shaping
 
 
@@ -190,7 +200,7 @@ def questions_identity(inputs: Inputs, settings: Settings, corpus_fingerprint: s
     Where there is no questions file, the prepared ones are taken at their word, but for the corpus that they belong to.
     """
     if inputs.questions is None:
-        kept = read_manifest(inputs.data.questions / MANIFEST_NAME, PREPROCESS_COMMAND).inputs
+        kept = read_manifest(inputs.data.questions / MANIFEST_NAME, _without_files(inputs.data)).inputs
         return {**kept, "corpus": corpus_fingerprint}
     columns = [settings.questions_columns.model_dump(), settings.labels_columns.model_dump()]
     return {
@@ -207,7 +217,7 @@ def prepared_corpus(inputs: Inputs, settings: Settings, encoders: tuple[EncoderP
     Raises:
         StaleArtifactError: where it is missing, damaged, or was made from another file or with other settings.
     """
-    fix = PREPROCESS_COMMAND + inputs.command
+    fix = _without_files(inputs.data) if inputs.corpus is None else PREPROCESS_COMMAND + inputs.command
     require_current(inputs.data.corpus, "corpus", *corpus_identity(inputs, settings, encoders), fix=fix)
     return load_corpus(inputs.data.corpus, fix)
 

@@ -4,6 +4,7 @@ import logging
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from _cli import PROJECT_ROOT
 
@@ -144,8 +145,17 @@ def reranker_plans(
     return tuple(chosen.values())
 
 
-def search_plan(settings: Settings, flags: Namespace, rerankers: tuple[tuple[ResolvedModel, float], ...]) -> SearchPlan:
-    """How this run searches and reranks."""
+def search_plan(
+    settings: Settings,
+    flags: Namespace,
+    rerankers: tuple[tuple[ResolvedModel, float], ...],
+    build_command: str | None = None,
+) -> SearchPlan:
+    """How this run searches and reranks.
+
+    Args:
+        build_command: what makes stale indices anew, with the flags of this run.
+    """
     return SearchPlan(
         bm25_weights=bm25_weights(settings),
         fusion=settings.fusion_method,
@@ -169,7 +179,18 @@ def search_plan(settings: Settings, flags: Namespace, rerankers: tuple[tuple[Res
         variant_weight=settings.query_variant_weight,
         reranker_query=settings.reranker_query,
         fresh=getattr(flags, "fresh", False),
+        build_command=build_command,
     )
+
+
+def settings_in_force(settings: Settings, plan: SearchPlan) -> dict[str, Any]:
+    """The snapshot of the settings as the flags have changed them, for the record of a run."""
+    changed = {
+        "enable_cross_encoder_reranking": bool(plan.rerankers),
+        "reranker_candidate_k": plan.candidate_k,
+        "top_k": plan.top_k,
+    }
+    return settings.model_copy(update=changed).snapshot()
 
 
 def plan_lines(

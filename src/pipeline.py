@@ -16,7 +16,7 @@ from src.core.pair_scores import PairScores
 from src.core.storage import DataFolder, save_run
 from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Run
 from src.engine.pair_scorer import PairScorer, make_scorer
-from src.engine.peak import ModelShape
+from src.engine.peak import ModelShape, last_layer_is_short
 from src.indexing import Bars, IndexPlan
 from src.insight.profile import Profiler
 from src.models.resolve import ResolvedModel
@@ -24,7 +24,7 @@ from src.quality.evaluate import Evaluation, evaluate
 from src.quality.fit import BlendFit, FusionFit, fit_blend
 from src.retrieval import Retrieval, SearchPlan, retrieve
 from src.stages.rerank import CandidateScorer, PassageTexts, blend, combine_scores, unchanged
-from src.stages.submit import check_depth, write_submission
+from src.stages.submit import check_candidates, check_depth, write_submission
 from src.stages.variants import QueryVariants, merge_wordings, questions_to_read
 
 log = logging.getLogger(__name__)
@@ -160,7 +160,9 @@ def _model_scores(
         shape = ModelShape.of(model.directory) if scorer.joint else None
         stage.items, stage.arithmetic = reranker.scored, scorer.arithmetic
         stage.tokens = reranker.tokens if scorer.joint else 0
-        stage.flops = 0.0 if shape is None else shape.flops(reranker.tokens, reranker.squared_tokens)
+        short = shape is not None and last_layer_is_short(model.directory, scorer.backend_name)
+        texts = reranker.scored if short else None
+        stage.flops = 0.0 if shape is None else shape.flops(reranker.tokens, reranker.squared_tokens, texts)
     log.info("Pairs: %s scored, %s kept from earlier runs", f"{reranker.scored:,}", f"{reranker.reused:,}")
     return merge_wordings(scores, owners, plan.reranker_query)
 
@@ -198,10 +200,12 @@ def search(
         variants: other wordings of the questions, searched beside them.
 
     Raises:
-        UserError: where the corpus is smaller than ``top_k``, an index is stale, or a question cannot be answered.
+        UserError: where the corpus has fewer than ``top_k`` documents with a title or text, an index is stale, or
+            stage one finds fewer than ``top_k`` documents for a question.
     """
     check_depth(corpus, plan.top_k)
     found = retrieve(data, corpus, chunks, queries, indices, plan, profiler, bars, qrels, variants)
+    check_candidates(found.fused, plan.top_k, _what_finds_more(indices, plan))
     final, fit = rerank_candidates(data, corpus, chunks, queries, found, plan, indices.device, profiler, bars, qrels)
     with profiler.stage("write", len(queries), "questions"):
         before = evaluate(found.fused.cut(plan.candidate_k), corpus, qrels) if qrels is not None else None
@@ -217,3 +221,13 @@ def search(
             extra["fusion_fit"] = {**asdict(found.fit), "in_force": found.fit.in_force}
         save_run(data.runs, final, corpus, extra)
     return SearchResult(final, found, before, after, bool(plan.rerankers), tuple(warnings), fit, found.fit)
+
+
+def _what_finds_more(indices: IndexPlan, plan: SearchPlan) -> str:
+    """What helps where stage one finds too few documents; an encoder over documents finds as many as there are."""
+    if not indices.encoders:
+        return "BM25 finds a document only by a word of the question. Add an encoder over documents to ENCODERS"
+    return (
+        f"Its {plan.depth_chunks} best chunks belong to too few documents. Raise SEARCH_DEPTH_CHUNKS, or add an "
+        "encoder over documents to ENCODERS"
+    )

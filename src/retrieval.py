@@ -1,6 +1,7 @@
 """The composition of stage one: search every index, fuse, compare token by token, choose the passages to be read."""
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -59,6 +60,7 @@ class SearchPlan:
         reranker_query: what the cross-encoder reads: the ``original`` question, or that and its variants, of which the
             ``max`` or the ``mean`` counts.
         fresh: score every pair anew, whatever is kept.
+        build_command: makes the indices anew, as it is to be typed; ``None``: 02 over the data folder of the search.
     """
 
     bm25_weights: Mapping[str, float]
@@ -83,6 +85,7 @@ class SearchPlan:
     variant_weight: float = 0.7
     reranker_query: RerankerQuery = "original"
     fresh: bool = False
+    build_command: str | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ def retrieve(
     query_vectors: dict[QueryKey, Floats] = {}
     late = _late_encoder(indices, plan)
     late_key = None if late is None else _query_key(late)
+    fix = plan.build_command or f"{BUILD_COMMAND} --data-dir {shlex.quote(str(data.root))}"
     question_tokens: TokenVectors | None = None
 
     @cache
@@ -157,9 +161,9 @@ def retrieve(
         units = units_by(encoder.unit)
         with profiler.stage("load"):
             identity = embedding_identity(indices, encoder, units)
-            require_current(data.embeddings(encoder.name), "embeddings", *identity, fix=BUILD_COMMAND)
-            require_current(data.index(encoder.name), "faiss", *identity, fix=BUILD_COMMAND)
-            index = _load_faiss(data.index(encoder.name) / "index.faiss", len(units.texts), indices.device)
+            require_current(data.embeddings(encoder.name), "embeddings", *identity, fix=fix)
+            require_current(data.index(encoder.name), "faiss", *identity, fix=fix)
+            index = _load_faiss(data.index(encoder.name) / "index.faiss", len(units.texts), indices.device, fix)
         key = _query_key(encoder)
         if key not in query_vectors:
             query_vectors[key], tokens = _encode_queries(
@@ -173,10 +177,10 @@ def retrieve(
             )
         add(Weighted(run, encoder.weight))
         if encoder.unit == "chunk" and chunk_choice is None:
-            vectors = load_vectors(data.embeddings(encoder.name), len(chunks), BUILD_COMMAND)
+            vectors = load_vectors(data.embeddings(encoder.name), len(chunks), fix)
             chunk_choice = (query_vectors[key][: len(queries)], vectors)
     for unit in indices.bm25_units:
-        add(_lexical(data, corpus, units_by(unit), asked, indices, plan, unit, profiler, spool))
+        add(_lexical(data, corpus, units_by(unit), asked, indices, plan, unit, profiler, spool, fix))
     with profiler.stage("fusion", len(queries), "questions"):
         depth = max(plan.candidate_k, plan.top_k)
         if plan.fit_fusion and qrels is not None:
@@ -186,7 +190,9 @@ def retrieve(
         passages = _passages(fused, chunks, chunk_choice, plan, spool)
     before_late = None
     if late is not None and question_tokens is not None:
-        scores = _late_scores(data, units_by("chunk"), question_tokens, passages, late, indices, profiler, bars, spool)
+        scores = _late_scores(
+            data, units_by("chunk"), question_tokens, passages, late, indices, profiler, bars, spool, fix
+        )
         before, fused = fused, blend(fused, scores, plan.late_weight, "fused", spool)
         passages = _following(passages, before, fused, spool)
         before_late = before, scores
@@ -281,12 +287,13 @@ def _late_scores(
     profiler: Profiler,
     bars: Bars,
     spool: Spool,
+    fix: str,
 ) -> Floats:
     folder, identity = data.tokens(encoder.name), embedding_identity(indices, encoder, units)
     stage, bar = profiler.stage("late interaction", len(passages), "questions"), bars("Late interaction", len(passages))
     if not tokens_left_out(folder, identity, indices):
-        require_current(folder, TOKENS, *identity, fix=BUILD_COMMAND)
-        tokens = load_token_vectors(folder, len(units.texts), BUILD_COMMAND)
+        require_current(folder, TOKENS, *identity, fix=fix)
+        tokens = load_token_vectors(folder, len(units.texts), fix)
         with stage, bar as progress:
             return spool.filled(
                 len(passages), passages.shape[1:2], np.float32,
@@ -307,13 +314,13 @@ def _late_scores(
         )  # fmt: skip
 
 
-def _load_faiss(path: Path, units: int, device: str) -> FaissIndex:
+def _load_faiss(path: Path, units: int, device: str, fix: str) -> FaissIndex:
     try:
         index = FaissIndex.load(path, device)
     except RuntimeError as error:
-        raise StaleArtifactError(f"{path}: cannot be read ({str(error)[:120]}). Run: {BUILD_COMMAND}") from error
+        raise StaleArtifactError(f"{path}: cannot be read ({str(error)[:120]}). Run: {fix}") from error
     if len(index) != units:
-        raise StaleArtifactError(f"{path}: holds {len(index)} vectors, {units} expected. Run: {BUILD_COMMAND}")
+        raise StaleArtifactError(f"{path}: holds {len(index)} vectors, {units} expected. Run: {fix}")
     return index
 
 
@@ -358,14 +365,15 @@ def _lexical(
     unit: str,
     profiler: Profiler,
     spool: Spool,
+    fix: str,
 ) -> Weighted:
     folder = data.index(f"bm25-{unit}")
     with profiler.stage("load"):
-        require_current(folder, "bm25", *bm25_identity(indices, unit, units), fix=BUILD_COMMAND)
+        require_current(folder, "bm25", *bm25_identity(indices, unit, units), fix=fix)
         try:
             index = Bm25Index.load(folder)
         except (OSError, ValueError, KeyError) as error:
-            raise StaleArtifactError(f"{folder}: cannot be read ({error}). Run: {BUILD_COMMAND}") from error
+            raise StaleArtifactError(f"{folder}: cannot be read ({error}). Run: {fix}") from error
     depth = plan.depth_chunks if unit == "chunk" else plan.depth_bm25
     with profiler.stage("BM25", len(queries), "searches"):
         run = lexical_run(f"bm25-{unit}", index, units.docs, queries, corpus, depth, plan.depth_bm25, spool)

@@ -16,6 +16,7 @@ from src.core.artifacts import MANIFEST_NAME, atomic_path, file_sha256, fingerpr
 from src.core.atomic import explain_full_disk
 from src.core.errors import DiskFullError, ModelUnavailableError
 from src.models import embedded_e5, embedded_reranker
+from src.models.model_files import MODULES, lack_of
 from src.models.remote_code import foreign_code, has_own_code, revision_of_code
 
 Role = Literal["bi-encoder", "cross-encoder"]
@@ -27,13 +28,12 @@ EMBEDDED: dict[Role, str] = {
     "cross-encoder": EMBEDDED_PREFIX + embedded_reranker.NAME,
 }
 CONNECT_TIMEOUT_SECONDS = 5.0
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 # What the fingerprint of a directory reads, and what in it no loader reads or only copies the weights.
 _SHAPING = {".json", ".txt", ".model", ".spm", ".tiktoken", ".jinja", ".py", ".metadata", ".safetensors", ".bin"}
 _SHAPELESS = {MANIFEST_NAME, "training_args.bin", "trainer_state.json"}
 _SHAPELESS_FOLDERS = (".*", "onnx", "openvino", "checkpoint-*")
-_MODULES = "modules.json"  # what sentence-transformers puts around a transformer: pooling, layers
-_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.metadata")  # the last one is of Stanford's ColBERT
+# The last one is of Stanford's ColBERT.
+_SMALL_FILES = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.metadata")
 
 log = logging.getLogger(__name__)
 _hashes: dict[tuple[str, int, int, int], str] = {}
@@ -170,14 +170,14 @@ class ModelResolver:
             log.warning("WARNING: %s %r runs Python code of its own (ALLOW_REMOTE_CODE)", role, name)
             content += self._foreign_code(role, name, directory)
         assumed = None
-        if role == "bi-encoder" and not (directory / _MODULES).is_file():
+        if role == "bi-encoder" and not (directory / MODULES).is_file():
             assumed = _assumed_pooling(directory)
             # The same commit with its modules is another model.
-            content += f" without {_MODULES}"
+            content += f" without {MODULES}"
             if pooling is None:
                 log.warning(
                     "WARNING: bi-encoder %r has no %s: %s pooling is assumed. Where it was trained with another one, "
-                    'set "pooling" in its entry of ENCODERS.', name, _MODULES, assumed,
+                    'set "pooling" in its entry of ENCODERS.', name, MODULES, assumed,
                 )  # fmt: skip
         return ResolvedModel(
             role, name, name, directory, source, directory.name, content, remote_code=allowed, assumed_pooling=assumed
@@ -257,32 +257,6 @@ def _sha256(path: Path) -> str:
     return _hashes[key]
 
 
-def _lack(directory: Path) -> str | None:
-    """What a model directory lacks of the files that others in it name; ``None`` where it is whole."""
-    weights = next((name for name in _WEIGHTS if (directory / name).is_file()), None)
-    if weights is None:
-        return f"no weights ({' or '.join(_WEIGHTS[::2])})"
-    named: list[str] = []
-    try:
-        if weights.endswith(".index.json"):
-            named += json.loads((directory / weights).read_text(encoding="utf-8"))["weight_map"].values()
-        if (directory / _MODULES).is_file():
-            modules = json.loads((directory / _MODULES).read_text(encoding="utf-8"))
-            layers = [m["path"] for m in modules if m["type"].endswith((".Pooling", ".Dense"))]
-            named += [f"{layer}/config.json" for layer in layers]
-            for dense in (m["path"] for m in modules if m["type"].endswith(".Dense")):
-                if not (directory / dense / "pytorch_model.bin").is_file():
-                    named.append(f"{dense}/model.safetensors")
-        elif (directory / "config.json").is_file():
-            config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-            if "HF_ColBERT" in (config.get("architectures") or ()):
-                named.append("artifact.metadata")  # lengths and marks of questions and documents
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"a damaged index or {_MODULES}: {type(error).__name__}: {error}"
-    missing = sorted(name for name in set(named) if not (directory / name).is_file())
-    return f"no {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "") if missing else None
-
-
 def _assumed_pooling(directory: Path) -> str:
     """What sentence-transformers puts on a transformer that comes without modules."""
     try:
@@ -297,7 +271,7 @@ def _require_model(name: str, directory: Path) -> None:
     for part in ("config.json", "tokenizer_config.json"):
         if not (directory / part).is_file():
             raise ModelUnavailableError(f"model {name!r}: {directory} has no {part}. Copy the whole model directory.")
-    lack = _lack(directory)
+    lack = lack_of(directory)
     if lack is not None:
         raise ModelUnavailableError(f"model {name!r}: {directory} has {lack}. Copy the whole model directory.")
 
@@ -314,9 +288,9 @@ def _from_cache(name: str, needs_modules: bool) -> tuple[Path | None, str | None
     if not isinstance(config, str):
         return None, None
     snapshot = Path(config).parent
-    lack = _lack(snapshot)
-    if lack is None and needs_modules and try_to_load_from_cache(name, _MODULES) is None:
-        lack = f'no {_MODULES}; where the model has none, set "pooling" in its entry of ENCODERS'
+    lack = lack_of(snapshot)
+    if lack is None and needs_modules and try_to_load_from_cache(name, MODULES) is None:
+        lack = f'no {MODULES}; where the model has none, set "pooling" in its entry of ENCODERS'
     return snapshot, lack
 
 
@@ -326,8 +300,8 @@ def _remember(snapshot: Path, files: Sequence[str]) -> None:
     latest = repository / "refs" / "main"
     with atomic_path(latest) as temporary:
         temporary.write_text(snapshot.name, encoding="utf-8")
-    if _MODULES not in files:
-        nothing = repository / ".no_exist" / snapshot.name / _MODULES
+    if MODULES not in files:
+        nothing = repository / ".no_exist" / snapshot.name / MODULES
         nothing.parent.mkdir(parents=True, exist_ok=True)
         nothing.touch()
 
@@ -385,7 +359,7 @@ def _from_hub(name: str, why: str, with_code: bool) -> Path:
         # Every other way in which a hub can fail (no route, TLS, 401, 404) means: it cannot be had now.
         reason = (str(error).strip().splitlines() or [""])[0]
         raise ModelUnavailableError(f"{why}; hub: {type(error).__name__}: {reason}") from error
-    lack = _lack(snapshot)
+    lack = lack_of(snapshot)
     if lack is not None:
         raise ModelUnavailableError(f"what the hub has of it cannot be loaded: {lack}")
     return snapshot

@@ -11,7 +11,16 @@ from src.core.types import Chunks, Corpus
 
 Span = tuple[int, int]
 
-_SENTENCE_END = re.compile(r"(?:[.!?…]+[\"'»”)\]]*[ \t]+(?=[\"'«“(\[—–-]?\s?[A-ZА-ЯЁ])|\n+)")
+RULES = 2  # of cutting; a corpus that was cut by others is cut anew
+
+_SENTENCE_END = re.compile(r"(?:[.!?…]+[\"'»”)\]]*[ \t]+(?=[\"'«“(\[—–-]?\s?[A-ZА-ЯЁ\d])|\n+)")
+# What a full stop after does not end a sentence: initials, and what stands before a name or a number.
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s(«\"'.])(?:[A-ZА-ЯЁ]|(?i:г|ул|д|стр|ст|п|пп|им|корп|кв|обл|пр|просп|пер|пл|тел|рис|табл|см|"
+    r"ср|ред|св|мин|макс|напр|т\. ?[екн]|mr|mrs|ms|dr|st|no|fig|vs|min|max|e\.g|i\.e))\.[ \t]+$"
+)
+# A shorter overlap than this cuts no long sentence into parts of its own size.
+_SMALLEST_PART = 8
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,8 @@ def sentence_spans(text: str) -> list[Span]:
     spans: list[Span] = []
     start = 0
     for match in _SENTENCE_END.finditer(text):
+        if _ABBREVIATION.search(text, max(0, match.end() - 12), match.end()):
+            continue
         spans.append((start, match.end()))
         start = match.end()
     spans.append((start, len(text)))
@@ -59,9 +70,9 @@ def chunk_spans(
     Args:
         text: the text.
         token_spans: start and end of each token, in characters, ascending.
-        limit: most tokens in a chunk. A sentence longer than that is cut between tokens.
-        overlap: a chunk starts with the last sentences of the one before it, as far as they fit into this many
-            tokens.
+        limit: most tokens in a chunk. A sentence longer than that is cut into parts, before a word where there is one.
+        overlap: a chunk starts with the last sentences (or parts) of the one before it, as far as they fit into this
+            many tokens.
         count_between: whether tokens between two sentences count; where a token is a character, white space does.
 
     Returns:
@@ -69,16 +80,20 @@ def chunk_spans(
     """
     if not token_spans:
         return []
-    starts = np.array([start for start, _ in token_spans], dtype=np.int64)
+    starts = [start for start, _ in token_spans]
+    # A token's start may be that of the blank before it, which lies in no sentence; its end never does.
+    ends = np.array([end for _, end in token_spans], dtype=np.int64)
     pieces: list[tuple[Span, int, int]] = []  # span in characters; first and one past the last of its tokens
     for start, end in sentence_spans(text):
-        first, last = np.searchsorted(starts, [start, end])
-        cuts = list(range(int(first), int(last), limit))
-        for cut in cuts:
-            upto = min(cut + limit, int(last))
-            span_start = start if cut == first else int(starts[cut])
-            span_end = end if upto == last else int(starts[upto])
+        first, last = np.searchsorted(ends, [start, end], side="right").tolist()
+        part = overlap if last - first > limit and overlap >= _SMALLEST_PART else limit
+        cut = first
+        while cut < last:
+            upto = _before_a_word(text, starts, cut, min(cut + part, last)) if cut + part < last else last
+            span_start = start if cut == first else starts[cut]
+            span_end = end if upto == last else starts[upto]
             pieces.append((_trim(text, span_start, span_end), cut, upto))
+            cut = upto
 
     def size(begin: int, stop: int) -> int:
         if count_between:
@@ -100,6 +115,15 @@ def chunk_spans(
             step_back -= 1
         begin = step_back
     return chunks
+
+
+def _before_a_word(text: str, starts: Sequence[int], cut: int, upto: int) -> int:
+    """The last token of those after ``cut`` up to ``upto`` that begins a word; ``upto`` where none does."""
+    for token in range(upto, cut, -1):
+        at = starts[token]
+        if not text[at - 1 : at].strip() or text[at].isspace():
+            return token
+    return upto
 
 
 def chunk_corpus(

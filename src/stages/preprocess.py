@@ -3,10 +3,11 @@
 import csv
 import difflib
 import io
+import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from src.core.types import Chunks, Corpus, Qrels, Queries
 # What Excel and LibreOffice take for a formula at the beginning of a cell (OWASP, "CSV Injection").
 _FORMULA = re.compile(r"[=+@\t\r]|-(?!\d+$)")
 _NOT_A_TEXT = frozenset({"", "nan", "NaN"})
+_SEPARATORS = (re.compile(","), re.compile(";"))
+# White space is common in ids: it separates them only where brackets say that this is a list.
+_SEPARATORS_IN_BRACKETS = (*_SEPARATORS, re.compile(r"[\s,;]+"))
 
 log = logging.getLogger(__name__)
 
@@ -242,8 +246,46 @@ def parse_id_list(cell: str) -> list[str]:
     cell = cell.strip()
     if not (cell.startswith("[") and cell.endswith("]")):
         return [cell] if cell else []
-    parts = (part.strip().strip("'\"").strip() for part in cell[1:-1].split(","))
-    return [part for part in parts if part]
+    return _parts(cell[1:-1].split(","))
+
+
+def _parts(parts: Sequence[str]) -> list[str]:
+    bare = (part.strip().strip("'\"").strip() for part in parts)
+    return [part for part in bare if part]
+
+
+def labelled_ids(cell: str, known: Container[str]) -> list[str]:
+    """Ids of one cell of the labels: one, or a list such as ``[935, 687]``, ``[935 687]``, ``(935, 687)``, ``935;687``.
+
+    Ids may hold brackets and separators themselves. So a cell that is an id is no list, and of the ways to read a list
+    the one that finds the largest share of known ids counts; what is unknown in it is left for the error.
+
+    Args:
+        known: ids of the documents.
+    """
+    cell = cell.strip()
+    if cell in known:
+        return [cell]
+    readings = (reading for reading in _readings(cell) if reading)
+    return max(readings, key=lambda ids: sum(doc_id in known for doc_id in ids) / len(ids), default=[])
+
+
+def _readings(cell: str) -> Iterator[list[str]]:
+    """Ways to read a cell, the likeliest first."""
+    if cell[:1] + cell[-1:] in {"[]", "()"}:
+        yield _json_strings(cell)
+        yield from (_parts(separator.split(cell[1:-1])) for separator in _SEPARATORS_IN_BRACKETS)
+    elif cell:
+        yield [cell]
+        yield from (_parts(separator.split(cell)) for separator in _SEPARATORS)
+
+
+def _json_strings(cell: str) -> list[str]:
+    try:
+        found = json.loads(cell)
+    except (ValueError, RecursionError):
+        return []
+    return found if isinstance(found, list) and all(isinstance(item, str) for item in found) else []
 
 
 def read_qrels(path: Path, columns: Mapping[str, str], queries: Queries, corpus: Corpus) -> Qrels:
@@ -267,7 +309,7 @@ def read_qrels(path: Path, columns: Mapping[str, str], queries: Queries, corpus:
                 f"{path}, row {row}: label for question {query_id!r}, which the {len(queries)} questions do not hold. "
                 "Give the labels that belong to these questions (--labels)."
             )
-        doc_ids = parse_id_list(cell)
+        doc_ids = labelled_ids(cell, corpus.row_of)
         if not doc_ids:
             raise UserError(
                 f"{path}, row {row}: question {query_id!r} has no document id. Fill it in or remove the row."

@@ -27,15 +27,40 @@ def format_id_list(doc_ids: Sequence[str]) -> str:
 
 
 def check_depth(corpus: Corpus, top_k: int) -> None:
-    """Refuse, before any work, a list longer than the corpus.
+    """Refuse, before any work, a list longer than what can be found: documents with a title or text.
 
     Raises:
-        UserError: where the corpus has fewer than ``top_k`` documents.
+        UserError: where the corpus has fewer than ``top_k`` of them.
     """
-    if len(corpus) < top_k:
+    filled = sum(bool(title or text) for title, text in zip(corpus.titles, corpus.texts, strict=True))
+    if filled < top_k:
+        found = f"the corpus has only {filled} documents"
+        if filled < len(corpus):
+            found = f"only {filled} of the {len(corpus)} documents of the corpus have a title or text"
+        raise UserError(f"TOP_K = {top_k}, but {found}. Lower TOP_K (or --top-k) to {filled} or less.")
+
+
+def check_candidates(
+    run: Run, top_k: int, more: str = "Let stage one find more (ENCODERS, SEARCH_DEPTH_CHUNKS)"
+) -> None:
+    """Refuse, before any pair is scored, lists that are too short for a submission.
+
+    Args:
+        more: what makes stage one find more, for the message.
+
+    Raises:
+        UserError: where a question has fewer than ``top_k`` candidates.
+    """
+    counts = np.zeros(len(run.query_ids), dtype=np.int64)
+    for part in blocks(len(counts)):
+        counts[part] = (run.doc_rows[part] != PAD).sum(axis=1)
+    short = np.flatnonzero(counts < top_k)
+    if len(short):
+        first, fewest = short[0], counts.min()
+        lower = f", or lower TOP_K (or --top-k) to {fewest} or less" if fewest else ""
         raise UserError(
-            f"TOP_K = {top_k}, but the corpus has only {len(corpus)} documents. Lower TOP_K (or --top-k) to "
-            f"{len(corpus)} or less."
+            f"question {run.query_ids[first]!r}: stage one found {counts[first]} documents, TOP_K = {top_k} are needed "
+            f"({len(short):,} of {len(counts):,} questions have too few). {more}{lower}."
         )
 
 
@@ -49,6 +74,7 @@ def write_submission(path: Path, run: Run, queries: Queries, corpus: Corpus, top
     """
     if run.query_ids != queries.query_ids:
         raise ValueError("the run is of other questions")
+    check_candidates(run, top_k)
     with atomic_path(path) as temporary:
         with temporary.open("w", encoding="utf-8", newline="") as handle:
             writer = csv.writer(handle, lineterminator="\n")
@@ -61,13 +87,7 @@ def _lists(run: Run, corpus: Corpus, top_k: int) -> Iterator[tuple[str, list[str
     """Each question's id and its first ``top_k`` documents."""
     for part in blocks(len(run.query_ids)):
         for query_id, rows in zip(run.query_ids[part], run.doc_rows[part, :top_k].tolist(), strict=True):
-            found = [corpus.doc_ids[row] for row in rows if row != PAD]
-            if len(found) < top_k:
-                raise UserError(
-                    f"question {query_id!r}: stage one found {len(found)} documents, TOP_K = {top_k} are needed. "
-                    "Add an encoder to ENCODERS, or check how many documents have any text."
-                )
-            yield query_id, found
+            yield query_id, [corpus.doc_ids[row] for row in rows]
 
 
 def read_submission(path: Path, name: str, queries: Queries, corpus: Corpus) -> Run:

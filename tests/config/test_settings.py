@@ -155,6 +155,9 @@ def test_an_edited_constant_overrides_the_preset(tmp_path: Path) -> None:
         ("PRESET_OVERRIDES = 3", "PRESET_OVERRIDES = 3 is not valid"),
         ('RERANKERS = [{"model": "a"}, {"model": "a"}]', "the same model stands twice"),
         ('RERANKERS = [{"modle": "a"}]', "Did you mean model"),
+        ('CORPUS_COLUMNS = {"id": "a", "titel": "b", "text": "c"}', r"CORPUS_COLUMNS\['titel'\].*Did you mean title\?"),
+        ('QUESTIONS_COLUMNS = {"id": "a", "qwery": "b"}', r"QUESTIONS_COLUMNS\['qwery'\].*Did you mean query\?"),
+        ('LABELS_COLUMNS = {"query_id": "a", "docid": "b"}', r"LABELS_COLUMNS\['docid'\].*Did you mean doc_id\?"),
         ("CHUNK_OVERLAP_CHARACTERS = 300", "must be below CHUNK_CHARACTERS = 250"),
         ("CHUNK_MIN_CHARACTERS = 300", "must not be above CHUNK_CHARACTERS = 250"),
     ],
@@ -162,3 +165,19 @@ def test_an_edited_constant_overrides_the_preset(tmp_path: Path) -> None:
 def test_invalid_presets_are_named(tmp_path: Path, line: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         load_settings(with_lines(tmp_path, line))
+
+
+@pytest.mark.parametrize("number", ['float("inf")', 'float("nan")', "10**400"])
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("BM25_K1 = NUMBER", "BM25_K1"),
+        ("QUERY_VARIANT_WEIGHT = NUMBER", "QUERY_VARIANT_WEIGHT"),
+        ("LATE_INTERACTION_GB = NUMBER", "LATE_INTERACTION_GB"),
+        ('RERANKERS = [{"model": "a", "weight": NUMBER}]', r"RERANKERS\[0\]\['weight'\]"),
+        ('PRESET_OVERRIDES = {"BM25_CHUNK_WEIGHT": NUMBER}', "BM25_CHUNK_WEIGHT"),
+    ],
+)
+def test_numbers_are_finite(tmp_path: Path, line: str, name: str, number: str) -> None:
+    with pytest.raises(UserError, match=rf"{name} = (inf|nan) is not valid: Input should be a finite number"):
+        load_settings(with_lines(tmp_path, line.replace("NUMBER", number)))

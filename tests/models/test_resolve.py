@@ -113,6 +113,38 @@ def test_every_shard_of_an_index_must_be_there(
         resolver(tmp_path).resolve("sharded", "cross-encoder")
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "qwen.tiktoken"])
+def test_a_model_without_a_tokenizer_is_not_taken(
+    cross_encoder: Path, hub_cache: Path, tmp_path: Path, no_network: list[str], name: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(cross_encoder, model)
+    (model / "tokenizer.json").unlink()
+    snapshot = lay_out_hub_cache(hub_cache, NAME, model)
+    with pytest.raises(ModelUnavailableError, match=r"as a whole \(no tokenizer: none of tokenizer\.json, vocab\.txt,"):
+        resolver(tmp_path).resolve(NAME, "cross-encoder")
+    with pytest.raises(ModelUnavailableError, match=r"model has no tokenizer: none of .*\. Copy the whole"):
+        resolver(tmp_path).resolve("model", "cross-encoder")
+    for folder in (snapshot, model):
+        (folder / name).write_text("{}", encoding="utf-8")
+    assert resolver(tmp_path).resolve(NAME, "cross-encoder").source == "local hub cache"
+    assert resolver(tmp_path).resolve("model", "cross-encoder").source == "directory"
+
+
+def test_the_tokenizer_of_a_bi_encoder_lies_beside_its_transformer(bi_encoder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(bi_encoder, model)
+    modules = json.loads((model / "modules.json").read_text(encoding="utf-8"))
+    assert modules[0]["type"].endswith(".Transformer")
+    modules[0]["path"] = "0_Transformer"
+    (model / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    with pytest.raises(ModelUnavailableError, match="has no tokenizer"):
+        resolver(tmp_path).resolve("model", "bi-encoder")
+    (model / "0_Transformer").mkdir()
+    (model / "tokenizer.json").rename(model / "0_Transformer" / "tokenizer.json")
+    assert resolver(tmp_path).resolve("model", "bi-encoder").directory == model
+
+
 def with_dense(model: Path, folder: Path) -> Path:
     shutil.copytree(model, folder)
     modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
@@ -232,6 +264,7 @@ def test_a_download_is_pinned_to_the_revision_that_was_looked_up(
     found = resolver(tmp_path).resolve(NAME, "cross-encoder")
     assert (found.source, found.revision) == ("hub", COMMIT)
     assert calls[0]["revision"] == COMMIT
+    assert {"*.json", "*.txt", "*.model", "*.tiktoken"} <= set(calls[0]["allow_patterns"])  # type: ignore[call-overload]
 
 
 def test_a_full_disk_is_no_reason_for_another_model(

@@ -81,6 +81,17 @@ def replaced(name: str, old: str, new: str) -> Mutate:
     return mutate
 
 
+def moved_out(to: str, name: str) -> Mutate:
+    """One of the files leaves ``raw``; the others, and all that was prepared, are gone."""
+
+    def mutate(bench: Bench) -> None:
+        (bench.data / "raw" / name).rename(bench.data / to)
+        for folder in ("raw", "processed"):
+            shutil.rmtree(bench.data / folder)
+
+    return mutate
+
+
 def recoded(name: str, encoding: str) -> Mutate:
     return lambda bench: (bench.data / "raw" / name).write_bytes(bench.text(name).encode(encoding)) and None
 
@@ -236,6 +247,10 @@ REFUSED: dict[str, tuple[Mutate, int, str]] = {
     "corpus: fewer documents than K": (flags("--top-k", "8"), 3, "TOP_K = 8, but the corpus has only 7 documents"),
     # --- the questions file ---
     "questions: no such file": (flags("--questions", "DATA/no.csv"), 1, r"--questions /\S+/no\.csv: no such file"),
+    "questions: own ones without a corpus": (
+        both(moved_out("mine.csv", ASKED), flags("--questions", "DATA/mine.csv")), 1,
+        r"--questions /\S+/mine\.csv: there is no corpus to answer them from \(/\S+/raw/websites_updated\.csv",
+    ),
     "questions: empty": (raw(ASKED, ""), 1, r"questions_clean\.csv: the file is empty"),
     "questions: header alone": (raw(ASKED, "q_id,query\n"), 1, r"questions_clean\.csv: the file has a header but no rows"),
     "questions: id column renamed": (replaced(ASKED, "q_id", "id"), 1, "no column 'q_id'"),
@@ -261,6 +276,8 @@ REFUSED: dict[str, tuple[Mutate, int, str]] = {
     "labels: unknown question": (added(LABELS, "q77,9"), 1, "row 5: label for question 'q77', which the 4 questions"),
     "labels: unknown document": (added(LABELS, "q1,777"), 1, "row 5: label names document '777', which the corpus of 7"),
     "labels: unknown document in a list": (added(LABELS, 'q1,"[9, 778]"'), 1, "row 5: label names document '778'"),
+    "labels: unknown document in a bare list": (added(LABELS, 'q1,"9, 778"'), 1, "row 5: label names document '778'"),
+    "labels: a bare list of unknown documents": (added(LABELS, "q1,777;778"), 1, "row 5: label names document '777;778'"),
     "labels: no document": (added(LABELS, "q1,"), 1, "row 5: question 'q1' has no document id"),
     "labels: an empty list": (added(LABELS, "q1,[]"), 1, "row 5: question 'q1' has no document id"),
     # --- flags and settings ---
@@ -301,7 +318,7 @@ REFUSED: dict[str, tuple[Mutate, int, str]] = {
     "vectors: float64": (array("embeddings/dense-c*/vectors.npy", np.float64), 3, r"holds float64 \(7, 32\), float32"),
     "vectors: too few": (array("embeddings/dense-c*/vectors.npy", lambda v: v[:3]), 3, r"holds float32 \(3, 32\), floa"),
     "vectors: a pickle": (array("embeddings/dense-c*/vectors.npy", lambda v: v.astype(object)), 3, "cannot be read"),
-    "vectors: a flipped byte": (flipped("embeddings/dense-c*/vectors.npy"), 3, r"damaged: .*Run: .*02_\S+\.py --verify"),
+    "vectors: a flipped byte": (flipped("embeddings/dense-c*/vectors.npy"), 3, r"damaged: .*Run: .*02_\S+\.py --data-dir \S+ --verify"),
     "vectors: cut short": (cut("embeddings/dense-c*/vectors.npy"), 3, r"half-copied: \d+ bytes, the manifest says"),
     "token vectors: a flipped byte": (flipped("embeddings/*-tokens/tokens.npy"), 3, r"tokens\.npy: damaged: its bytes"),
     "token vectors: other offsets": (
@@ -354,6 +371,11 @@ def ids(bench: Bench) -> list[str]:
     return [str(value) for value in table.column("web_id").to_pylist()]
 
 
+def labelled(bench: Bench) -> dict[str, set[str]]:
+    table = pq.read_table(bench.data / "processed" / "questions" / "qrels.parquet").to_pylist()
+    return {q: {row["web_id"] for row in table if row["q_id"] == q} for q in QUESTIONS}
+
+
 def text_of(bench: Bench, doc_id: str) -> str:
     table = pq.read_table(bench.data / "processed" / "corpus" / "corpus.parquet").to_pylist()
     return str(next(row["text"] for row in table if row["web_id"] == doc_id))
@@ -380,6 +402,13 @@ ACCEPTED: dict[str, tuple[Mutate, Callable[[Bench], bool]]] = {
     "line ends of Windows": (
         lambda b: (b.data / "raw" / CORPUS).write_bytes(b.text(CORPUS).replace("\n", "\r\n").encode()) and None,
         holds(*PAGES),
+    ),
+    "labels as lists of every kind": (
+        raw(LABELS, 'q_id,web_id\nq1,"9, 10"\nq2,[11 12]\nq3,"(13, 9)"\nq4,15;9\n'),
+        lambda b: labelled(b) == {"q1": {"9", "10"}, "q2": {"11", "12"}, "q3": {"13", "9"}, "q4": {"15", "9"}},
+    ),
+    "an id like a list": (
+        both(added(CORPUS, '"9, 10",u,f,a,b'), added(LABELS, 'q1,"9, 10"')), lambda b: labelled(b)["q1"] == {"9", "9, 10"},
     ),
     "K beyond the corpus": (settings(reranker_candidate_k=5000), holds(*PAGES)),
     "a question of 10,000 words, not reranked": (
@@ -459,6 +488,8 @@ def test_refused_in_one_line(
     assert code == 2
     assert "error: " in last.lower()
     assert "Traceback" not in output
+    # A command works on the folder of the run.
+    assert "Run: python " not in last or f" --data-dir {bench.data}" in last
     assert on_disk(bench) == before
 
 

@@ -1,6 +1,7 @@
 """Which corpus, questions and labels a command takes: never those of another corpus."""
 
 import json
+import shlex
 import shutil
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from _cli import add_data_flags
 
 import pytest
-from conftest import PROJECT, write_csv
+from conftest import PROJECT, load_script, write_csv
 from test_run import Project
 
 from _inputs import choose_inputs
@@ -95,3 +96,72 @@ def test_labels_in_raw_count_beside_prepared_questions(project: Project) -> None
     (raw / "qrels.csv").write_text("\n".join(kept) + "\n", encoding="utf-8")
     lines = project.run("03_run_search", "--no-rerank")
     assert any("Labels: 1 labelled question" in line for line in lines)
+
+
+def test_own_questions_by_flag_are_not_answered_from_the_sample(tmp_path: Path, settings: Settings) -> None:
+    own = write_csv(tmp_path / "mine.csv", "q_id,query", ["q1,what"])
+    complaint = r"--questions \S+mine\.csv: there is no corpus .*raw/websites_updated\.csv: no such file.*--corpus FILE"
+    with pytest.raises(UserError, match=complaint):
+        choose_inputs(flags(tmp_path, questions=own), settings, PROJECT)
+    sample = PROJECT / "data" / "sample" / "questions_clean.csv"
+    assert choose_inputs(flags(tmp_path, questions=sample), settings, PROJECT).origin == "sample"
+    with_corpus = flags(tmp_path, questions=own, corpus=sample.with_name("websites_updated.csv"))
+    assert choose_inputs(with_corpus, settings, PROJECT).origin == "flags"
+
+
+def typed(error: pytest.ExceptionInfo[StaleArtifactError]) -> tuple[str, list[str]]:
+    """Script and arguments of the command that an error names, as a shell takes them."""
+    python, script, *arguments = shlex.split(str(error.value).rsplit(" Run: ", 1)[1])
+    assert python == "python"
+    assert (PROJECT / script).is_file()
+    return Path(script).stem, arguments
+
+
+def test_the_named_commands_work_as_typed(project: Project, tmp_path: Path) -> None:
+    # Names that a shell would take apart.
+    raw = (project.data / "raw").rename(tmp_path / "my files; & more")
+    project.data = tmp_path / "d 2"
+    given = ["--corpus", str(raw / "websites_updated.csv"), "--questions", str(raw / "questions_clean.csv")]
+    project.output = tmp_path / "submission.csv"
+    for expected in ("01_preprocess", "02_build_indices"):
+        with pytest.raises(StaleArtifactError) as error:
+            project.run("03_run_search", *given, "--no-rerank")
+        script, arguments = typed(error)
+        assert script == expected
+        load_script(script).run(project.settings, arguments)
+    project.run("03_run_search", *given, "--no-rerank")
+    assert project.output.exists()
+
+
+@pytest.mark.parametrize(
+    "lost", ["embeddings/dense-d*[0-9a-f]", "indices/dense-c*", "indices/bm25-c*", "embeddings/*-tokens"]
+)
+def test_whatever_is_lost_its_command_mends_it(project: Project, lost: str) -> None:
+    project.data = project.data.rename(project.data.with_name("d 2"))
+    project.output = project.data / "submission.csv"
+    project.prepare()
+    shutil.rmtree(next(project.data.glob(lost)))
+    commands = []
+    for script, *more in (["03_run_search", "--no-rerank"], ["05_compare"]):
+        with pytest.raises(StaleArtifactError) as error:
+            project.run(script, *more)
+        commands.append(typed(error))
+    assert commands == [("02_build_indices", ["--data-dir", str(project.data)])] * 2
+    load_script(commands[0][0]).run(project.settings, commands[0][1])
+    project.run("03_run_search", "--no-rerank")
+    assert project.output.exists()
+
+
+@pytest.mark.parametrize("part", ["corpus", "questions"])
+def test_a_damaged_copy_without_files_cannot_be_mended_by_preparing_it_again(project: Project, part: str) -> None:
+    project.prepare()
+    shutil.rmtree(project.data / "raw")
+    manifest = project.data / "processed" / part / "manifest.json"
+    if part == "questions":
+        manifest.write_text("{", encoding="utf-8")
+    else:
+        (manifest.parent / "chunks.parquet").write_bytes(b"")
+    with pytest.raises(
+        StaleArtifactError, match=r"Run: python scripts/01_\S+ --data-dir \S+ --corpus FILE --questions"
+    ):
+        project.run("03_run_search", "--no-rerank")

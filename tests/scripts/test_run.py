@@ -90,9 +90,14 @@ def test_both_runs_stay_on_disk(project: Project) -> None:
         assert table.column_names == ["q_id", "web_id", "rank", "score"]
         manifest = json.loads((project.data / "runs" / f"{name}.manifest.json").read_text(encoding="utf-8"))
         assert manifest["extra"]["settings"]["RERANKER_CANDIDATE_K"] == 5
+        # What both have made is that of the second search.
+        assert manifest["extra"]["settings"]["ENABLE_CROSS_ENCODER_RERANKING"] == (name == "rerank-on")
     off = pq.read_table(project.data / "runs" / "rerank-off.parquet").to_pylist()
     fused = pq.read_table(project.data / "runs" / "fused.parquet").to_pylist()
     assert off == fused
+    lines = project.run("05_compare", "rerank-off", "rerank-on")
+    assert any("rerank-on" in line for line in lines)
+    assert not [line for line in lines if "different settings" in line]
 
 
 def test_late_interaction_with_and_without_kept_token_vectors(project: Project) -> None:
@@ -214,6 +219,11 @@ def test_limit_and_top_k(project: Project) -> None:
     project.run("03_run_search", "--no-rerank", "--limit", "2", "--top-k", "1")
     assert [row[0] for row in project.rows()[1:]] == ["q1", "q2"]
     assert all(len(json.loads(row[1])) == 1 for row in project.rows()[1:])
+    lines = project.run("03_run_search", "--no-rerank", "--limit", "1", "--top-k", "6")
+    assert starting(lines, "Corpus: ").endswith("Questions: 1. Labels: 1 labelled question.")
+    record = json.loads((project.data / "runs" / "rerank-off.manifest.json").read_text(encoding="utf-8"))["extra"]
+    assert record["limit"] == 1
+    assert [record["settings"][name] for name in ("TOP_K", "RERANKER_CANDIDATE_K")] == [6, 6]
 
 
 def test_the_order_of_the_input_rows_changes_nothing(
@@ -290,7 +300,7 @@ def test_verify_finds_a_flipped_byte_and_the_named_command_mends_it(project: Pro
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(StaleArtifactError, match=r"Run: python scripts/02_build_indices\.py --verify$"):
+    with pytest.raises(StaleArtifactError, match=r"Run: python scripts/02_build_indices\.py --data-dir \S+ --verify$"):
         project.run("03_run_search", "--verify")
     assert project.output.read_bytes() == first
     assert "up to date" in project.run("02_build_indices")[-1]
@@ -375,6 +385,38 @@ def test_more_answers_than_documents(project: Project) -> None:
     project.prepare()
     with pytest.raises(UserError, match="TOP_K = 8, but the corpus has only 7 documents"):
         project.run("03_run_search", "--top-k", "8")
+
+
+def test_pages_without_title_and_text_are_no_answers(project: Project) -> None:
+    raw = project.data / "raw" / "websites_updated.csv"
+    rows = raw.read_text(encoding="utf-8").splitlines()
+    raw.write_text("\n".join([*rows[:-2], "14,u,f,,", "15,u,f,,nan", ""]), encoding="utf-8")
+    project.prepare()
+    with pytest.raises(UserError, match=r"TOP_K = 6, but only 5 of the 7 documents .* have a title or text\. Lower"):
+        project.run("03_run_search", "--top-k", "6")
+    project.run("03_run_search", "--top-k", "5")
+    assert all(len(json.loads(row[1])) == 5 for row in project.rows()[1:])
+
+
+BM25_ALONE = {"encoders": [], "enable_chunks": False}
+ONE_CHUNK = {"search_depth_chunks": 1, "bm25_document_weight": 0.0, "bm25_chunk_weight": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [(BM25_ALONE, "only by a word of the question. Add an encoder"), (ONE_CHUNK, "Raise SEARCH_DEPTH_CHUNKS, or add")],
+)
+def test_too_few_candidates_are_noticed_before_any_pair_is_scored(
+    project: Project, change: dict[str, object], advice: str
+) -> None:
+    if change is ONE_CHUNK:
+        change = change | {"encoders": project.settings.encoders[1:]}
+    project.settings = project.settings.model_copy(update=change)
+    project.prepare()
+    with pytest.raises(UserError, match=rf"stage one found \d documents, TOP_K = 3 are needed .*{advice}"):
+        project.run("03_run_search")
+    said = [record.getMessage() for record in project.caplog.records]
+    assert not [line for line in said if "Cross-encoder loaded" in line or line.startswith("Pairs: ")]
 
 
 def test_flags_pick_other_files(project: Project, tmp_path: Path) -> None:

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+
+import pytest
 from conftest import bert_tokenizer
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -14,6 +17,20 @@ def test_sentences() -> None:
         "Что дальше?",
         "— пункт один;",
         "— пункт два",
+    ]
+
+
+def test_what_a_full_stop_does_not_end() -> None:
+    text = (
+        "Срок 3 дня. 15 мая всё. Адрес: г. Москва, ул. Ленина, д. 5. Автор А. С. Пушкин. Dr. Smith, no. 7. Т. е. так."
+    )
+    assert [text[a:b] for a, b in sentence_spans(text)] == [
+        "Срок 3 дня.",
+        "15 мая всё.",
+        "Адрес: г. Москва, ул. Ленина, д. 5.",
+        "Автор А. С. Пушкин.",
+        "Dr. Smith, no. 7.",
+        "Т. е. так.",
     ]
 
 
@@ -35,14 +52,44 @@ def test_a_long_sentence_is_cut_between_tokens() -> None:
     assert chunk_spans(text, letters(text), limit=4, overlap=1) == [(0, 4), (4, 8), (8, 10)]
 
 
+def test_a_long_sentence_is_cut_before_words_and_overlaps() -> None:
+    text = "aaaa bbbb cccc dddd eeee ffff"
+    # Six words of 4 letters, parts of 8, chunks of 16: each begins with the last part of the one before.
+    spans = chunk_spans(text, letters(text), limit=16, overlap=8)
+    assert [text[a:b] for a, b in spans] == ["aaaa bbbb cccc dddd", "cccc dddd eeee ffff"]
+    # Without room for the whole of the next word the cut comes before it.
+    spans = chunk_spans(text, letters(text), limit=10, overlap=0)
+    assert [text[a:b] for a, b in spans] == ["aaaa bbbb", "cccc dddd", "eeee ffff"]
+
+
+def with_blanks(text: str) -> list[tuple[int, int]]:
+    """As SentencePiece gives them: a token begins with the blanks before it."""
+    spans, start = [], 0
+    for i, char in enumerate(text):
+        if not char.isspace():
+            spans.append((start, i + 1))
+            start = i + 1
+    return spans
+
+
+def test_tokens_that_begin_with_a_blank_count() -> None:
+    text = "Aaa. Bbb. Ccc."
+    # 4 tokens a sentence, the second one's first being " B".
+    spans = chunk_spans(text, with_blanks(text), limit=7, overlap=0)
+    assert [text[a:b] for a, b in spans] == ["Aaa.", "Bbb.", "Ccc."]
+
+
+@pytest.mark.parametrize("tokens_of", [letters, with_blanks])
 @given(st.text(alphabet="abАБ .!?\n", max_size=120), st.integers(1, 12), st.integers(0, 11))
-def test_chunks_cover_every_token_within_the_limit(text: str, limit: int, overlap: int) -> None:
-    tokens = letters(text)
+def test_chunks_cover_every_token_within_the_limit(
+    tokens_of: Callable[[str], list[tuple[int, int]]], text: str, limit: int, overlap: int
+) -> None:
+    tokens = tokens_of(text)
     spans = chunk_spans(text, tokens, limit, min(overlap, limit - 1))
     covered = {i for start, end in spans for i in range(start, end)}
-    assert {i for i, _ in tokens} <= covered
+    assert {end - 1 for _, end in tokens} <= covered
     for start, end in spans:
-        assert sum(start <= i < end for i, _ in tokens) <= limit
+        assert sum(start <= last - 1 < end for _, last in tokens) <= limit
         assert text[start:end].strip() == text[start:end]
     assert spans == sorted(set(spans))
 

@@ -7,6 +7,7 @@ from src.core.errors import UserError
 from src.core.types import Corpus, Queries
 from src.stages.chunk import Chunking, chunk_corpus
 from src.stages.preprocess import (
+    labelled_ids,
     parse_id_list,
     read_corpus,
     read_qrels,
@@ -132,11 +133,52 @@ def test_parse_id_list(cell: str, ids: list[str]) -> None:
     assert parse_id_list(cell) == ids
 
 
+IDS = frozenset(("935", "687", "-5", "p1", "моя страница", "a, b", "a;b", "[c]", "(d)", "(e, f)", "it's"))
+
+
+@pytest.mark.parametrize(
+    ("cell", "ids"),
+    [
+        ("935, 687", ["935", "687"]),
+        ("935,687,", ["935", "687"]),
+        ("[935 687]", ["935", "687"]),
+        ("[935, 687]", ["935", "687"]),
+        ("(935, 687)", ["935", "687"]),
+        ("(935,)", ["935"]),
+        ("935;687", ["935", "687"]),
+        ("[935; -5]", ["935", "-5"]),
+        ("['p1' '935'\n '687']", ["p1", "935", "687"]),
+        # Ids that hold such characters.
+        (" моя страница ", ["моя страница"]),
+        ("[моя страница, 935]", ["моя страница", "935"]),
+        ("a, b", ["a, b"]),
+        ("a;b", ["a;b"]),
+        ("a;b, 935", ["a;b", "935"]),
+        ("[c]", ["[c]"]),
+        ("(d)", ["(d)"]),
+        ("(e, f)", ["(e, f)"]),
+        ('["a, b", "(e, f)", "it\'s"]', ["a, b", "(e, f)", "it's"]),
+        # What is unknown is left for the error: the part, where the rest is a list, else the cell.
+        ("935, 688", ["935", "688"]),
+        ("[935 688]", ["935", "688"]),
+        ("x, y", ["x, y"]),
+        ("935 687", ["935 687"]),
+        ("[x, y]", ["x", "y"]),
+        ("()", []),
+        ("[]", []),
+        (" ", []),
+        ("[" * 10_000 + "]" * 10_000, ["[" * 9_999 + "]" * 9_999]),
+    ],
+)
+def test_ids_of_a_label(cell: str, ids: list[str]) -> None:
+    assert labelled_ids(cell, IDS) == ids
+
+
 def test_labels_by_row_and_by_list(tmp_path: Path) -> None:
     corpus, queries = Corpus(("1", "2", "3"), ("",) * 3, ("x",) * 3), Queries(("a", "b", "c"), ("?",) * 3)
-    path = write_csv(tmp_path / "l.csv", "q_id,web_id", ["a,1", "a,2", 'b,"[3, 1]"'])
+    path = write_csv(tmp_path / "l.csv", "q_id,web_id", ["a,1", "a,2", 'b,"[3, 1]"', 'c,"2, 3"', "c,(1)"])
     qrels = read_qrels(path, LABELS, queries, corpus)
-    assert qrels.relevant == {"a": {"1", "2"}, "b": {"1", "3"}}
+    assert qrels.relevant == {"a": {"1", "2"}, "b": {"1", "3"}, "c": {"1", "2", "3"}}
 
 
 @pytest.mark.parametrize(
@@ -145,6 +187,8 @@ def test_labels_by_row_and_by_list(tmp_path: Path) -> None:
         ("zz,1", "row 1: label for question 'zz', which the 1 questions do not hold"),
         ("a,99", "row 1: label names document '99', which the corpus of 1 documents does not hold"),
         ("a,[]", "row 1: question 'a' has no document id"),
+        ('a,"1, 99"', "row 1: label names document '99'"),
+        ("a,1 99", "row 1: label names document '1 99'"),
     ],
 )
 def test_labels_for_unknown_ids(tmp_path: Path, row: str, complaint: str) -> None:

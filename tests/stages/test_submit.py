@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from src.core.errors import UserError
 from src.core.types import Corpus, Queries, Run
 from src.stages.preprocess import parse_id_list
-from src.stages.submit import check_depth, format_id_list, write_submission
+from src.stages.submit import check_candidates, check_depth, format_id_list, write_submission
 
 CORPUS = Corpus(("1885", "1893", "687", "935", "963"), ("",) * 5, ("x",) * 5)
 QUERIES = Queries(("7", "3"), ("?", "!"))
@@ -42,6 +42,27 @@ def test_corpus_smaller_than_top_k() -> None:
         UserError, match=r"TOP_K = 6, but the corpus has only 5 documents. Lower TOP_K \(or --top-k\) to 5"
     ):
         check_depth(CORPUS, 6)
+
+
+def test_documents_without_title_and_text_cannot_be_found() -> None:
+    corpus = Corpus(("1", "2", "3", "4"), ("", "a", "", ""), ("x", "", "", ""))
+    check_depth(corpus, 2)
+    with pytest.raises(UserError, match=r"only 2 of the 4 documents of the corpus have a title or text. Lower .* to 2"):
+        check_depth(corpus, 3)
+
+
+def test_lists_are_counted_before_anything_is_made_of_them() -> None:
+    run = make_run([[0, 1, 2], [0, 1, -1]])
+    check_candidates(run, 2)
+    said = (
+        r"question '3': stage one found 2 documents, TOP_K = 3 are needed \(1 of 2 questions have too few\)\. "
+        r"Look further, or lower TOP_K \(or --top-k\) to 2 or less\.$"
+    )
+    with pytest.raises(UserError, match=said):
+        check_candidates(run, 3, "Look further")
+    # No list is so short that nothing would do.
+    with pytest.raises(UserError, match=r"question '7': stage one found 0 .*\(2 of 2 .*\)\. Look further\.$"):
+        check_candidates(make_run([[-1], [-1]]), 1, "Look further")
 
 
 @pytest.mark.parametrize(
