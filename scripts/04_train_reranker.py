@@ -24,6 +24,7 @@ from src.core.data_lock import data_lock
 from src.core.errors import UserError
 from src.engine.devices import CpuEngine, pick_device
 from src.engine.encoder import SentenceEncoder
+from src.indexing import BUILD_COMMAND
 from src.insight.comparison import gain_lines
 from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
@@ -93,7 +94,7 @@ def _labelled(flags: argparse.Namespace, settings: Settings, resolver: ModelReso
     if flags.folds:
         split_folds([query_id for query_id in queries.query_ids if query_id in qrels.relevant], flags.folds, flags.seed)
     indices = index_plan(settings, encoders, pick_device(settings.device))
-    plan = search_plan(settings, argparse.Namespace(top_k=settings.top_k), ())
+    plan = search_plan(settings, argparse.Namespace(top_k=settings.top_k), (), BUILD_COMMAND + inputs.command)
     found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, Profiler(), progress_bar)
     candidates = found.fused.cut(flags.cv_candidates)
     read = PassageTexts.of(corpus, chunks, found.passages[:, : candidates.depth])

@@ -20,7 +20,7 @@ from src.core.data_lock import data_lock
 from src.core.errors import UserError
 from src.core.types import Chunks, Corpus, Floats, Queries, Run
 from src.engine.devices import pick_device
-from src.indexing import EncoderPlan
+from src.indexing import BUILD_COMMAND, EncoderPlan
 from src.insight.comparison import markdown, save
 from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
@@ -106,7 +106,7 @@ def _make(
     depths = sorted(set(flags.candidates or [settings.reranker_candidate_k]))
     weights = flags.weights or [settings.reranker_blend_weight]
     arms = flags.passages or [(settings.reranker_passage_choice, settings.reranker_passages_per_document)]
-    base = search_plan(settings, argparse.Namespace(top_k=settings.top_k), ())
+    base = search_plan(settings, argparse.Namespace(top_k=settings.top_k), (), BUILD_COMMAND + inputs.command)
     plan = replace(base, candidate_k=max(depths))
     found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, Profiler(), progress_bar, None, variants)
     runs, warnings = [replace(found.fused, name="off")], []

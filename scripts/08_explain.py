@@ -24,7 +24,7 @@ from src.core.storage import DataFolder
 from src.core.text import normalize
 from src.core.types import Chunks, Corpus, Progress, Queries, Run
 from src.engine.devices import pick_device
-from src.indexing import IndexPlan
+from src.indexing import BUILD_COMMAND, IndexPlan
 from src.insight.explain import Trace, explain, missing_from_an_index
 from src.insight.explain_text import make_console, show
 from src.insight.profile import Profiler
@@ -159,7 +159,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
         queries = Queries(("typed",), (typed,))
     rerankers = reranker_plans(settings, resolver, corpus) if flags.rerank else ()
     indices = index_plan(settings, encoders, pick_device(settings.device))
-    plan = search_plan(settings, argparse.Namespace(top_k=settings.top_k), rerankers)
+    plan = search_plan(settings, argparse.Namespace(top_k=settings.top_k), rerankers, BUILD_COMMAND + inputs.command)
     warnings = [m.warning for m in (*(e.model for e in encoders), *(model for model, _ in rerankers)) if m.warning]
     followed = [corpus.row_of[doc_id] for doc_id in right if doc_id in corpus.row_of]
     trace = _trace(inputs.data, corpus, chunks, flags.q_id, queries, indices, plan, variants, followed, warnings)

@@ -118,7 +118,7 @@ def _copy_on(index: Any, device: str) -> Any:
 
 
 @cache
-def _gpu_memory(number: int) -> Any:
+def _gpu_memory(number: int) -> Any:  # noqa: ARG001  (the cache goes by it)
     """Scratch memory of a card, one for all indices: each of its own would hold back up to 1.5 GB."""
     memory = faiss.StandardGpuResources()
     memory.setTempMemory(_GPU_SCRATCH_BYTES)
