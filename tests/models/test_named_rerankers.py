@@ -151,15 +151,14 @@ def by_classifier(directory: Path, tokenizer: PreTrainedTokenizerFast, max_lengt
     return np.array(found)
 
 
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
 @pytest.mark.parametrize(
-    ("name", "save", "tokenizer"),
+    ("name", "save", "tokenizer", "engine"),
     [
-        ("cross-encoder/ms-marco-MiniLM-L-6-v2", save_bert, bert_tokenizer),
-        ("DiTy/cross-encoder-russian-msmarco", save_bert, bert_tokenizer),
-        ("cross-encoder/mmarco-mMiniLMv2-L12-H384-v1", save_xlmr, xlmr_tokenizer),
-        ("BAAI/bge-reranker-base", save_xlmr, xlmr_tokenizer),
-        ("BAAI/bge-reranker-v2-m3", save_long_xlmr, xlmr_tokenizer),
+        ("cross-encoder/ms-marco-MiniLM-L-6-v2", save_bert, bert_tokenizer, "openvino"),
+        ("DiTy/cross-encoder-russian-msmarco", save_bert, bert_tokenizer, "torch"),
+        ("cross-encoder/mmarco-mMiniLMv2-L12-H384-v1", save_xlmr, xlmr_tokenizer, "torch"),
+        ("BAAI/bge-reranker-base", save_xlmr, xlmr_tokenizer, "openvino"),
+        ("BAAI/bge-reranker-v2-m3", save_long_xlmr, xlmr_tokenizer, "openvino"),
     ],
 )
 def test_classifiers(

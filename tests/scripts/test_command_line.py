@@ -70,7 +70,12 @@ def test_the_one_command_passes_on_the_exit_code_and_logs_it(project: Path, flag
     ("script", "flags", "complaint"),
     [
         ("01_preprocess.py", ["--data-dir", "c.csv"], "c.csv: not a folder, and a folder is needed there. Mend that"),
-        ("01_preprocess.py", ["--data-dir", "c.csv/x"], "c.csv/x: a part of this path is not a folder. Mend that"),
+        pytest.param(
+            "01_preprocess.py",
+            ["--data-dir", "c.csv/x"],
+            "c.csv/x: a part of this path is not a folder. Mend that",
+            marks=pytest.mark.slow,
+        ),
         ("03_run_search.py", ["--output", "c.csv/o.csv"], "--output c.csv/o.csv: no file can be written in "),
     ],
 )

@@ -235,7 +235,7 @@ def test_nothing_is_judged_by_what_stands_in_for_a_model_to_be_downloaded(
     assert "e5-small" not in json.dumps([str(finding) for found in list(parts.values())[3:] for finding in found])
 
 
-@pytest.mark.parametrize("mode", ["embedded", "fail"])
+@pytest.mark.parametrize("mode", [pytest.param("embedded", marks=pytest.mark.slow), "fail"])
 def test_chunks_that_an_absent_tokenizer_cut_are_not_called_stale(
     mode: str, bank: Path, settings: Settings, bi_encoder: Path, hub: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
