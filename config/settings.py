@@ -31,8 +31,8 @@ ENCODER_MAX_TOKENS = 512  # documents longer than this are cut for the document 
 # --- chunks ---
 ENABLE_CHUNKS = True  # False: whole documents only, and the models read no more than their beginnings
 CHUNK_UNIT = "tokens"  # tokens or characters: which of the sizes below count
-CHUNK_TOKENS = 80  # longest chunk, in tokens of the first encoder
-CHUNK_OVERLAP_TOKENS = 16  # tokens of the last chunk that the next one repeats, in whole sentences where they fit
+CHUNK_TOKENS = 96  # longest chunk, in tokens of the first encoder
+CHUNK_OVERLAP_TOKENS = 20  # tokens of a chunk that the next one repeats, in whole sentences where they fit
 CHUNK_CHARACTERS = 250  # longest chunk, in characters
 CHUNK_OVERLAP_CHARACTERS = 60
 CHUNK_MIN_CHARACTERS = 50  # a shorter last chunk joins the one before it

@@ -285,7 +285,7 @@ REFUSED: dict[str, tuple[Mutate, int, str]] = {
     "flags: a limit that is no number": (flags("--limit", "ten"), 3, "argument --limit: 'ten' is not a whole number"),
     "flags: misspelt": (flags("--limmit", "3"), 3, "unrecognized arguments: --limmit 3"),
     "flags: output is a folder": (flags("--output", "DATA/raw"), 3, r"--output /\S+/raw: a folder; the path of a file"),
-    "settings: another chunk size": (settings(chunk_tokens=40), 3, "CHUNK_TOKENS is 80 there, but this run needs 40"),
+    "settings: another chunk size": (settings(chunk_tokens=40), 3, "CHUNK_TOKENS is 96 there, but this run needs 40"),
     "settings: another BM25": (settings(bm25_k1=2.0), 3, "k1 is 1.2 there, but this run needs 2.0"),
     # --- models ---
     "bi-encoder: NaN in its weights": (bi_encoder(weights(np.nan)), 2, "a vector that is not finite, for the text '.*"),

@@ -325,7 +325,7 @@ def test_artefacts_of_another_library_version_are_used_with_a_warning(project: P
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"chunk_tokens": 40}, "CHUNK_TOKENS is 80 there, but this run needs 40"),
+        ({"chunk_tokens": 40}, "CHUNK_TOKENS is 96 there, but this run needs 40"),
         ({"bm25_k1": 1.7}, "k1 is 1.2 there, but this run needs 1.7"),
         ({"bm25_backend": "rank_bm25"}, 'backend is "bm25s" there, but this run needs "rank_bm25"'),
         ({"encoder_max_tokens": 64}, "max_tokens is 128 there, but this run needs 64"),
@@ -463,7 +463,7 @@ def test_without_chunks(project: Project) -> None:
     assert [w for w in manifest["extra"]["warnings"] if w.startswith("ENABLE_CHUNKS = False")]
     assert not [path for path in (project.data / "indices").iterdir() if "chunk" in path.name]
     assert len(project.rows()) == 5
-    with pytest.raises(StaleArtifactError, match="CHUNK_OVERLAP_TOKENS is null there, but this run needs 16"):
+    with pytest.raises(StaleArtifactError, match="CHUNK_OVERLAP_TOKENS is null there, but this run needs 20"):
         project.run("03_run_search")
 
 
