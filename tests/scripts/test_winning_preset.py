@@ -1,36 +1,22 @@
 """The winning preset end to end: five encoders over four models out of a hub cache, or one in all their places."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-from conftest import load_script
+from conftest import lay_out_hub_cache, load_script
 
 from config import Settings, load_settings
 from config.presets import PRESETS
 from config.schema import SETTINGS_FILE
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAMES = list(dict.fromkeys(entry["model"] for entry in PRESETS["winning"]["ENCODERS"]))
 RERANKER = PRESETS["winning"]["CROSS_ENCODER_MODEL"]
 
 
-@pytest.fixture
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    cache = tmp_path / "hub"
-    cache.mkdir()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(cache))
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return cache
-
-
-def lay_out(cache: Path, name: str, model: Path) -> None:
-    repository = cache / ("models--" + name.replace("/", "--"))
-    shutil.copytree(model, repository / "snapshots" / COMMIT)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
 
 
 @pytest.fixture
@@ -58,8 +44,8 @@ def test_models_from_a_hub_cache(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     for name in NAMES:
-        lay_out(hub_cache, name, bi_encoder)
-    lay_out(hub_cache, RERANKER, cross_encoder)
+        lay_out_hub_cache(hub_cache, name, bi_encoder)
+    lay_out_hub_cache(hub_cache, RERANKER, cross_encoder)
     # The tiny model breaks words into letters in every language, so the guard has nothing against it.
     lines = lines_of(caplog, winning, bank)
     assert "Preset: winning" in "\n".join(lines)
@@ -80,7 +66,7 @@ def test_models_from_a_hub_cache(
 def test_the_embedded_model_in_all_four_places(
     hub_cache: Path, winning: Settings, bank: Path, cross_encoder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lay_out(hub_cache, RERANKER, cross_encoder)
+    lay_out_hub_cache(hub_cache, RERANKER, cross_encoder)
     lines = lines_of(caplog, winning, bank)
     used = [line for line in lines if line.startswith("Bi-encoder over ")]
     assert len(used) == 2
