@@ -69,7 +69,12 @@ def test_the_one_command_passes_on_the_exit_code_and_logs_it(project: Path, flag
 @pytest.mark.parametrize(
     ("script", "flags", "complaint"),
     [
-        ("01_preprocess.py", ["--data-dir", "c.csv"], "c.csv: not a folder, and a folder is needed there. Mend that"),
+        pytest.param(
+            "01_preprocess.py",
+            ["--data-dir", "c.csv"],
+            "c.csv: not a folder, and a folder is needed there. Mend that",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "01_preprocess.py",
             ["--data-dir", "c.csv/x"],

@@ -211,7 +211,7 @@ def test_variants_and_kept_scores_count(
     assert "reranking 30 pairs" in detail
 
 
-@pytest.mark.parametrize("mode", ["embedded", "fail"])
+@pytest.mark.parametrize("mode", [pytest.param("embedded", marks=pytest.mark.slow), "fail"])
 def test_nothing_is_judged_by_what_stands_in_for_a_model_to_be_downloaded(
     mode: str, bank: Path, settings: Settings, hub: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
