@@ -15,7 +15,7 @@ import pandas as pd
 from src.core.pair_scores import PairScores
 from src.core.storage import save_run
 from src.core.text import terms
-from src.core.types import Corpus, Floats, Qrels, Queries, TokenVectors, passage_text
+from src.core.types import Corpus, Floats, Qrels, Queries, TokenVectors, offsets_of, passage_text
 from src.engine.batches import TokenBatch
 from src.engine.pair_scorer import CrossEncoderScorer
 from src.insight.profile import Profiler
@@ -106,7 +106,7 @@ def _unit_vectors(count: int, seed: int) -> Floats:
 
 def _token_vectors(lengths: npt.NDArray[np.int64], values: npt.NDArray[np.float16]) -> TokenVectors:
     """Made-up vectors for texts of so many tokens, int64 [N]."""
-    return RepeatedVectors(values, np.concatenate([[0], np.cumsum(np.minimum(lengths, LONGEST))]))
+    return RepeatedVectors(values, offsets_of(np.minimum(lengths, LONGEST)))
 
 
 def run_stages(folder: Path, model: Path, tokenizer: Any, profiler: Profiler) -> Sizes:

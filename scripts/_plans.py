@@ -74,9 +74,10 @@ def _merged(first: ResolvedModel, second: ResolvedModel) -> ResolvedModel:
 
 def preset_lines(settings: Settings) -> Iterator[str]:
     """Lines that say which preset is in force, and what differs from it."""
-    changed = differences(settings.snapshot())
+    constants = settings.snapshot()
+    changed = differences(constants)
     yield f"Preset: {settings.search_preset}" + ("" if changed else ", nothing differs from it")
-    instead = in_place_of_shipped(settings.snapshot())
+    instead = in_place_of_shipped(constants)
     if instead:
         yield (
             f"  it sets {', '.join(instead)}. A constant at its shipped value follows the preset; PRESET_OVERRIDES "

@@ -8,6 +8,8 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
+from src.core.types import offsets_of
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -30,7 +32,7 @@ class TokenBatch:
     @classmethod
     def of_rows(cls, rows: npt.NDArray[np.int64], texts: Sequence[Sequence[int]], pad: int) -> "TokenBatch":
         """Texts as lists of token ids."""
-        offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64)
+        offsets = offsets_of([len(text) for text in texts])
         return cls(rows, np.fromiter(chain.from_iterable(texts), np.int32, int(offsets[-1])), offsets, None, pad)
 
     @cached_property

@@ -45,7 +45,7 @@ def revision_of_code(repository: str, file: str, download: bool, timeout: float)
     if not isinstance(found, str) and download:
         try:
             snapshot_download(repository, allow_patterns=["*.py"], etag_timeout=timeout)
-        except Exception as error:  # every other way in which a hub can fail means: it is not here
+        except Exception as error:  # every way in which a hub can fail means: it is not here
             reason = f" ({type(error).__name__}: {first_line(error)})"
         found = try_to_load_from_cache(repository, file)
     if not isinstance(found, str):

@@ -144,6 +144,25 @@ def test_scores_beyond_float16_are_made_in_bfloat16(
     np.testing.assert_allclose(found, expected, atol=0.05 * float(np.abs(expected).max()))
 
 
+def test_padded_scores_beyond_float16_are_made_in_bfloat16(
+    cross_encoder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = scores_of(torch_scorer(cross_encoder, batch_size=2, max_length=64))
+    backend = TorchBackend(cross_encoder, "cpu")
+    backend.half, backend.whole = torch.float16, True  # as on a card
+    forward = backend._forward
+
+    def overflowing_forward(batch: TokenBatch) -> np.ndarray:
+        found = forward(batch)
+        return found * np.nan if backend.half == torch.float16 else found
+
+    monkeypatch.setattr(backend, "_forward", overflowing_forward)
+    found = scores_of(CrossEncoderScorer(cross_encoder, backend, 2, 64))
+    assert backend.arithmetic == "bfloat16"
+    assert caplog.text.count("bfloat16 is used") == 1
+    np.testing.assert_allclose(found, expected, atol=0.05 * float(np.abs(expected).max()))
+
+
 class Broken(TorchBackend):
     def run(self, batches: Iterable[TokenBatch], scores: np.ndarray) -> None:
         raise torch.OutOfMemoryError("no room")

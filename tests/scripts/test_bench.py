@@ -3,6 +3,7 @@ import random
 import subprocess
 from argparse import Namespace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -162,14 +163,20 @@ def test_ours_are_counted_by_what_they_compute(cross_encoder: Path) -> None:
     assert found == {"loop": 2368.0, "torch, sorted": 2368.0, "exact": 1888.0}
 
 
+def _rerank_bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, with its results in a folder and no time spent on the peak."""
+    script = load_script("bench_rerank")
+    monkeypatch.setattr(script, "PROJECT_ROOT", folder)
+    (folder / "data").mkdir()
+    (folder / "data" / "sample").symlink_to(PROJECT / "data" / "sample")
+    monkeypatch.setattr(script, "measured_peak", lambda device, kind, threads: 1e9)
+    return script
+
+
 def test_bench_rerank_warms_up_and_samples_its_reference(
     cross_encoder: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = load_script("bench_rerank")
-    monkeypatch.setattr(script, "PROJECT_ROOT", tmp_path)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "sample").symlink_to(PROJECT / "data" / "sample")
-    monkeypatch.setattr(script, "measured_peak", lambda device, kind, threads: 1e9)
+    script = _rerank_bench(tmp_path, monkeypatch)
     monkeypatch.setattr(_bench, "REFERENCE_PAIRS", 10)
     monkeypatch.setattr(_bench, "WARM_UP_PAIRS", 5)
     monkeypatch.setattr(_bench, "CANDIDATES", 5)
@@ -220,11 +227,7 @@ def test_made_up_token_vectors_are_as_many_as_the_tokens() -> None:
 def test_bench_rerank_writes_every_figure(
     cross_encoder: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = load_script("bench_rerank")
-    monkeypatch.setattr(script, "PROJECT_ROOT", tmp_path)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "sample").symlink_to(PROJECT / "data" / "sample")
-    monkeypatch.setattr(script, "measured_peak", lambda device, kind, threads: 1e9)
+    script = _rerank_bench(tmp_path, monkeypatch)
     flags = ["--model", str(cross_encoder), "--pairs", "20", "--lengths", "short", "--rounds", "2", "--device", "cpu"]
     script.run(settings, [*flags, "--only", "predict", "exact", "--name", "out"])
     found = json.loads((tmp_path / "data" / "results" / "out.json").read_text(encoding="utf-8"))
