@@ -51,4 +51,4 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, error_code=EXIT_WOULD_FAIL)

@@ -5,6 +5,7 @@
 import argparse
 import errno
 import fcntl
+import gc
 import logging
 import os
 import sys
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 EXIT_USER_ERROR = 2
@@ -61,7 +62,6 @@ from src.core.errors import UserError
 from src.core.memory import first_line, means_out_of_memory
 
 LOG_NAME = "search_cross_encoder.log"
-_HALVE = "RERANKER_BATCH_SIZE in config/settings.py"
 _DISK_TROUBLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
     errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
@@ -231,8 +231,10 @@ def _quieten_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def main(run: Callable[[Settings, Sequence[str]], None], keep_log: bool = False) -> None:
-    """Run a script: plain log lines on standard output, user errors as one line and exit code 2.
+def main(
+    run: Callable[[Settings, Sequence[str]], None], keep_log: bool = False, error_code: int = EXIT_USER_ERROR
+) -> None:
+    """Run a script: plain log lines on standard output, user errors as one line and exit code ``error_code``.
 
     An interrupt (130) or SIGTERM (143) drops the block in hand; everything finished is on disk.
 
@@ -241,41 +243,47 @@ def main(run: Callable[[Settings, Sequence[str]], None], keep_log: bool = False)
         keep_log: also write the output to ``search_cross_encoder.log`` in the project folder. Where a shell script
             already keeps all output (``SEARCH_OUTPUT_IS_LOGGED``), it is not written twice. The file takes its name
             at the end, so that it may also be the target of a ``tee``.
+        error_code: of user errors, settings that cannot be read among them.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     stop_on_signals()
     try:
         settings = load_settings()
         _quieten_libraries()
+        # What is imported stays: collections, which give back the memory of models, need not look through it.
+        gc.freeze()
         if not keep_log or os.environ.get("SEARCH_OUTPUT_IS_LOGGED"):
             run(settings, sys.argv[1:])
         else:
             _run_logged(run, settings, PROJECT_ROOT / LOG_NAME)
-    except UserError as error:
-        _fail(str(error))
-    except MemoryError as error:
-        _fail(f"out of memory: {first_line(error)}. Close other programs, or halve ENCODER_BATCH_SIZE and {_HALVE}.")
-    except OSError as error:
-        if error.errno not in _DISK_TROUBLE:
-            raise
-        _fail(f"{error.filename or 'a file'}: {_reason(error)}. Mend that, then give the same command again.")
-    except RuntimeError as error:
-        if not means_out_of_memory(error):
-            raise
-        _fail(f"out of memory on the device: {first_line(error)}. Free it, or halve ENCODER_BATCH_SIZE and {_HALVE}.")
     except KeyboardInterrupt as interrupt:
         code = interrupt.code if isinstance(interrupt, Stopped) else EXIT_INTERRUPTED
         log.error("%s", STOPPED)
         sys.exit(code)
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        message = _in_one_line(error)
+        if message is None:
+            raise
+        log.error("ERROR: %s", message)
+        sys.exit(error_code)
+
+
+def _in_one_line(error: Exception) -> str | None:
+    """What to tell the user; ``None`` where the error is a defect of the code."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _DISK_TROUBLE:
+        return f"{error.filename or 'a file'}: {_reason(error)}. Mend that, then give the same command again."
+    advice = "or halve ENCODER_BATCH_SIZE and RERANKER_BATCH_SIZE in config/settings.py."
+    if isinstance(error, MemoryError):
+        return f"out of memory: {first_line(error)}. Close other programs, {advice}"
+    if isinstance(error, RuntimeError) and means_out_of_memory(error):
+        return f"out of memory on the device: {first_line(error)}. Free it, {advice}"
+    return None
 
 
 def _reason(error: OSError) -> str:
     return _CLEARER.get(error.errno or 0) or error.strerror or str(error)
-
-
-def _fail(message: str) -> NoReturn:
-    log.error("ERROR: %s", message)
-    sys.exit(EXIT_USER_ERROR)
 
 
 class _Tee:

@@ -1,5 +1,6 @@
 """Fixtures: tiny models made on the spot, and small corpora on disk. Nothing is downloaded."""
 
+import gc
 import importlib.util
 import shutil
 import sys
@@ -29,6 +30,20 @@ hypothesis.settings.load_profile("project")
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "scripts"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now is never looked through for garbage again, which every script does several times."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts draw no pictures, which take most of a small run's time; the report has tests of its own."""
+    if request.path.parent.name == "scripts" and request.path.name != "test_explain_script.py":
+        monkeypatch.setattr("src.insight.report_plots._data_uri", lambda figure: "data:,")
+
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyzабвгдежзийклмнопрстуфхцчшщъыьэюя0123456789.,?!-%"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

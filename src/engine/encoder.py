@@ -4,13 +4,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
 from src.core.errors import UserError
@@ -27,6 +25,9 @@ from src.engine.openvino_graphs import (
     conversion_folder,
     ensure_converted,
 )
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 Role = Literal["query", "document"]
 Progress = Callable[[int], None]
@@ -66,6 +67,9 @@ class SentenceEncoder:
         remote_code: bool = False,
     ) -> None:
         with explain_loading("ENCODERS", directory):
+            # Takes seconds to import; most scripts only ask whether anything is stale.
+            from sentence_transformers import SentenceTransformer
+
             self.model = SentenceTransformer(
                 str(directory), device=device, trust_remote_code=remote_code, local_files_only=True
             )
@@ -95,7 +99,7 @@ class SentenceEncoder:
         try:
             folder = conversion_folder(cpu.kept, fingerprint)
             graph = ensure_converted(name, fingerprint, folder, lambda: _traceable(self.model))
-            return GraphRunner(graph, bfloat16=False, threads=cpu.threads, what="the bi-encoder")
+            return GraphRunner(graph, "float32", cpu.threads, "the bi-encoder")
         except BackendUnavailableError as error:
             if cpu.engine == "openvino":
                 raise UserError(f"OpenVINO cannot run the bi-encoder {name}: {error}.") from error
@@ -282,7 +286,9 @@ class SentenceEncoder:
         return int(np.argmin(mask))
 
 
-def _set_pooling(model: SentenceTransformer, pooling: str, directory: Path) -> None:
+def _set_pooling(model: "SentenceTransformer", pooling: str, directory: Path) -> None:
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
     for number, module in enumerate(model):
         if isinstance(module, Pooling):
             model[number] = Pooling(module.embedding_dimension, pooling_mode=pooling)
@@ -318,7 +324,7 @@ def _to_copies(part: Sequence[str], copies_of: Mapping[str, list[int]], on_token
 class _SentenceGraph(nn.Module):
     """Every module of a sentence-transformers model, pooling and further layers included."""
 
-    def __init__(self, model: SentenceTransformer) -> None:
+    def __init__(self, model: "SentenceTransformer") -> None:
         super().__init__()
         self.parts = nn.ModuleList(model)
 
@@ -329,7 +335,7 @@ class _SentenceGraph(nn.Module):
         return features["sentence_embedding"], features["token_embeddings"]
 
 
-def _traceable(model: SentenceTransformer) -> Traceable:
+def _traceable(model: "SentenceTransformer") -> Traceable:
     tokenizer = model.tokenizer
     if getattr(tokenizer, "padding_side", "right") != "right" or tokenizer.pad_token_id is None:
         raise BackendUnavailableError("its tokenizer does not pad on the right")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy  # its parts are imported when they are first used: scipy.stats takes seconds
 
 Values = npt.NDArray[np.float64]
 
@@ -37,7 +37,7 @@ def bootstrap_mean(values: Values, seed: int = 0) -> Interval:
     mean = float(values.mean())
     if len(values) < 2 or np.ptp(values) == 0:
         return Interval(mean, mean, mean)
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, method="percentile", confidence_level=CONFIDENCE,
         rng=np.random.default_rng(seed), batch=max(1, 2_000_000 // len(values)),
     )  # fmt: skip
@@ -46,7 +46,7 @@ def bootstrap_mean(values: Values, seed: int = 0) -> Interval:
 
 def wilson(hits: int, count: int) -> Interval:
     """Share of hits with its 95 % score interval (Wilson 1927), which is of use for few questions too."""
-    found = stats.binomtest(hits, count).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
+    found = scipy.stats.binomtest(hits, count).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
     return Interval(hits / count, float(found.low), float(found.high))
 
 
@@ -54,7 +54,7 @@ def mcnemar(before: Values, after: Values) -> float:
     """Two-sided p of the exact McNemar test (1947) on paired hits, 0 or 1: a binomial test on the discordant ones."""
     won = int(((after == 1) & (before == 0)).sum())
     lost = int(((after == 0) & (before == 1)).sum())
-    return 1.0 if won + lost == 0 else float(stats.binomtest(won, won + lost, 0.5).pvalue)
+    return 1.0 if won + lost == 0 else float(scipy.stats.binomtest(won, won + lost, 0.5).pvalue)
 
 
 def randomization(before: Values, after: Values, seed: int = 0) -> float:
@@ -63,7 +63,7 @@ def randomization(before: Values, after: Values, seed: int = 0) -> float:
     differences = differences[differences != 0]
     if len(differences) < 2:
         return 1.0  # with one difference both signs are as far from 0; scipy wants two values
-    found = stats.permutation_test(
+    found = scipy.stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, vectorized=True,
         rng=np.random.default_rng(seed), batch=max(1, 2_000_000 // len(differences)),
     )  # fmt: skip
@@ -99,7 +99,7 @@ def labels_needed(before: Values, after: Values, points: float, power: float = 0
         return None
     difference = points / 100
     discordant = max(discordant, difference)
-    z_a = float(stats.norm.ppf(1 - (1 - CONFIDENCE) / 2))
-    z_b = float(stats.norm.ppf(power))
+    z_a = float(scipy.stats.norm.ppf(1 - (1 - CONFIDENCE) / 2))
+    z_b = float(scipy.stats.norm.ppf(power))
     root = z_a * math.sqrt(discordant) + z_b * math.sqrt(discordant - difference**2)
     return math.ceil(root**2 / difference**2)

@@ -1,17 +1,23 @@
 import json
+import logging
 import os
+import runpy
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import _cli
+
 import numpy as np
 import pytest
-from conftest import QUESTIONS, lay_out_hub_cache, load_script, write_csv
+from conftest import PROJECT, QUESTIONS, lay_out_hub_cache, load_script, write_csv
 
 from config import Settings
 from src.core.data_lock import data_lock
+from src.core.errors import UserError
 from src.engine.encoder import SentenceEncoder
 from src.engine.pair_scorer import CrossEncoderScorer
 from src.insight import doctor
@@ -291,6 +297,25 @@ def test_every_question_is_measured(bank: Path, settings: Settings, capsys: pyte
     level, detail = lines(parts["Models"], "cross-encoder")[-1]
     assert level == "FAIL"
     assert detail.startswith("question 'q28' has 162 tokens; the cross-encoder reads at most ")
+
+
+def test_settings_that_cannot_be_read_are_a_run_that_would_fail(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreadable() -> Settings:
+        raise UserError("TOP_K = '5' is not valid")
+
+    monkeypatch.setattr(_cli, "load_settings", unreadable)
+    monkeypatch.setattr(_cli, "stop_on_signals", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["00_doctor.py"])
+    handlers = logging.root.handlers[:]
+    try:
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(PROJECT / "scripts" / "00_doctor.py"), run_name="__main__")
+    finally:
+        logging.root.handlers[:] = handlers
+    assert end.value.code == 1
+    assert capsys.readouterr().out == "ERROR: TOP_K = '5' is not valid\n"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (361, "6 min"), (7500, "2 h 5 min")])
