@@ -13,7 +13,7 @@ from _cli import PROJECT_ROOT, add_data_flags, add_wait_flag, main, positive_int
 
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, index_plan, model_resolver, reranker_plans, search_plan
-from _runs import differing_settings, find_run, read_run
+from _runs import SEARCH_COMMAND, differing_settings, find_run, read_run
 from _variants import load_variants
 from config import Settings
 from src.core.data_lock import data_lock
@@ -86,7 +86,8 @@ def _read(text: str, inputs: Inputs, corpus: Corpus, queries: Queries) -> tuple[
         if not path.is_file():
             raise UserError(f"{path}: no such submission file.")
         return read_submission(path, path.stem, queries, corpus), {}
-    return read_run(find_run(text, inputs.data.runs), corpus, queries)
+    command = SEARCH_COMMAND + inputs.command
+    return read_run(find_run(text, inputs.data.runs, command), corpus, queries, command)
 
 
 def _make(

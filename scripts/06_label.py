@@ -45,7 +45,7 @@ def _all_runs(inputs: Inputs, corpus: Corpus, queries: Queries, command: str) ->
     runs = []
     for path in sorted(inputs.data.runs.glob("*.parquet")):
         try:
-            runs.append(read_run(path, corpus, queries)[0])
+            runs.append(read_run(path, corpus, queries, command)[0])
         except UserError as error:
             log.info("Left out: %s", error)
     if not runs:
@@ -67,8 +67,8 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     queries = every_query.head(flags.limit)
     command = SEARCH_COMMAND + inputs.command + (f" --limit {flags.limit}" if flags.limit else "")
     if flags.runs:
-        paths = [find_run(text, inputs.data.runs) for text in dict.fromkeys(flags.runs)]
-        runs = [read_run(found, corpus, queries)[0] for found in paths]
+        paths = [find_run(text, inputs.data.runs, command) for text in dict.fromkeys(flags.runs)]
+        runs = [read_run(found, corpus, queries, command)[0] for found in paths]
     else:
         runs = _all_runs(inputs, corpus, queries, command)
     log.info("Runs: %s; the first %d pages of each.", ", ".join(found.name for found in runs), flags.depth)

@@ -14,8 +14,11 @@ from src.core.types import Corpus, Queries, Run
 SEARCH_COMMAND = "python scripts/03_run_search.py"
 
 
-def find_run(text: str, folder: Path) -> Path:
+def find_run(text: str, folder: Path, command: str) -> Path:
     """Path of a run: a ``.parquet``, or a name in ``<data folder>/runs``.
+
+    Args:
+        command: makes runs, as it is to be typed.
 
     Raises:
         UserError: where there is none; it names those that are there.
@@ -23,19 +26,22 @@ def find_run(text: str, folder: Path) -> Path:
     path = Path(text) if text.endswith(".parquet") else folder / f"{text}.parquet"
     if not path.is_file():
         have = sorted(found.stem for found in folder.glob("*.parquet"))
-        raise UserError(f"{path}: no such run. There are: {', '.join(have) or 'none'}. Make it: {SEARCH_COMMAND}")
+        raise UserError(f"{path}: no such run. There are: {', '.join(have) or 'none'}. Make it: {command}")
     return path
 
 
-def read_run(path: Path, corpus: Corpus, queries: Queries) -> tuple[Run, Mapping[str, Any]]:
+def read_run(path: Path, corpus: Corpus, queries: Queries, command: str) -> tuple[Run, Mapping[str, Any]]:
     """A run and the record of how it was made: ``settings``, ``warnings`` and the like.
+
+    Args:
+        command: makes it anew, as it is to be typed.
 
     Raises:
         UserError: where it was made over another corpus or other questions; both fingerprints are named.
     """
-    manifest = read_manifest(path.with_name(f"{path.stem}.manifest.json"), SEARCH_COMMAND)
+    manifest = read_manifest(path.with_name(f"{path.stem}.manifest.json"), command)
     with full_check():  # runs are small
-        check_files(path.parent, manifest, SEARCH_COMMAND)
+        check_files(path.parent, manifest, command)
     wanted = {"corpus": corpus.fingerprint, "questions": queries.fingerprint}
     found = {"corpus": manifest.inputs.get("corpus"), "questions": manifest.extra.get("questions")}
     for what, fingerprint in wanted.items():
@@ -44,13 +50,13 @@ def read_run(path: Path, corpus: Corpus, queries: Queries) -> tuple[Run, Mapping
             if what == "questions" and queries.head(made_over).fingerprint == found[what]:
                 raise UserError(
                     f"{path}: made over the first {made_over} of these {len(queries)} questions ({found[what]}, all: "
-                    f"{fingerprint}). Add --limit {made_over}, or make it anew: {SEARCH_COMMAND}"
+                    f"{fingerprint}). Add --limit {made_over}, or make it anew: {command}"
                 )
             raise UserError(
                 f"{path}: made over the {what} {found[what]} ({made_over} questions), here "
                 f"they are {fingerprint} ({len(queries)} questions). Only runs over the same "
                 f"corpus and questions go together: name its own (--data-dir, --questions, --limit), or make it anew: "
-                f"{SEARCH_COMMAND}"
+                f"{command}"
             )
     return load_run(path, corpus, queries.query_ids), manifest.extra
 

@@ -1,6 +1,7 @@
 """Building the indices, and telling whether those on disk are the ones that a run needs."""
 
 import logging
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
@@ -141,10 +142,15 @@ def bm25_identity(plan: IndexPlan, unit: str, units: Units) -> Identity:
     return {"units": units.fingerprint, "terms": "snowball-by-script-1"}, settings
 
 
-def _stale(folder: Path, kind: str, identity: Identity) -> str | None:
+def build_command(data: DataFolder) -> str:
+    """What makes the indices of a data folder anew, as it is to be typed."""
+    return f"{BUILD_COMMAND} --data-dir {shlex.quote(str(data.root))}"
+
+
+def _stale(folder: Path, kind: str, identity: Identity, fix: str) -> str | None:
     """Why an artefact is not the one that is needed; ``None`` where it is."""
     try:
-        require_current(folder, kind, *identity, fix=BUILD_COMMAND)
+        require_current(folder, kind, *identity, fix=fix)
     except StaleArtifactError as reason:
         log.debug("%s", reason)
         return str(reason)
@@ -152,24 +158,25 @@ def _stale(folder: Path, kind: str, identity: Identity) -> str | None:
 
 
 def _is_current(folder: Path, kind: str, identity: Identity) -> bool:
-    return _stale(folder, kind, identity) is None
+    return _stale(folder, kind, identity, BUILD_COMMAND) is None
 
 
 def index_status(
     data: DataFolder, corpus: Corpus, chunks: Chunks, plan: IndexPlan
 ) -> Iterator[tuple[Path, str | None]]:
     """Every folder that the plan needs, and why it cannot be used as it is; ``None`` where it can."""
+    fix = build_command(data)
     for encoder in plan.encoders:
         identity = embedding_identity(plan, encoder, units_of(corpus, chunks, encoder.unit))
         folder = data.embeddings(encoder.name)
-        yield folder, _stale(folder, "embeddings", identity)
-        yield data.index(encoder.name), _stale(data.index(encoder.name), "faiss", identity)
+        yield folder, _stale(folder, "embeddings", identity, fix)
+        yield data.index(encoder.name), _stale(data.index(encoder.name), "faiss", identity, fix)
         if encoder == plan.late_encoder:
             tokens = data.tokens(encoder.name)
-            yield tokens, None if tokens_left_out(tokens, identity, plan) else _stale(tokens, TOKENS, identity)
+            yield tokens, None if tokens_left_out(tokens, identity, plan) else _stale(tokens, TOKENS, identity, fix)
     for unit in plan.bm25_units:
         folder = data.index(f"bm25-{unit}")
-        yield folder, _stale(folder, "bm25", bm25_identity(plan, unit, units_of(corpus, chunks, unit)))
+        yield folder, _stale(folder, "bm25", bm25_identity(plan, unit, units_of(corpus, chunks, unit)), fix)
 
 
 def indices_current(data: DataFolder, corpus: Corpus, chunks: Chunks, plan: IndexPlan) -> bool:
@@ -207,7 +214,7 @@ def build_indices(
             log.info("Embeddings %s: up to date, kept", encoder.name)
             # A kill between the last two steps of its making leaves its blocks behind.
             shutil.rmtree(data.parts(encoder.name), ignore_errors=True)
-            vectors = load_vectors(folder, len(units.texts), BUILD_COMMAND)
+            vectors = load_vectors(folder, len(units.texts), build_command(data))
         else:
             parts = VectorParts(data.parts(encoder.name), *identity, fresh=fresh)
             model = load_encoder(encoder, plan)

@@ -1,7 +1,6 @@
 """The composition of stage one: search every index, fuse, compare token by token, choose the passages to be read."""
 
 import logging
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -16,13 +15,13 @@ from src.core.storage import DataFolder, load_token_vectors, load_vectors
 from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Rows, Run, TokenVectors, offsets_of
 from src.engine.devices import CpuEngine, Precision
 from src.indexing import (
-    BUILD_COMMAND,
     TOKENS,
     Bars,
     EncoderPlan,
     IndexPlan,
     Units,
     bm25_identity,
+    build_command,
     embedding_identity,
     load_encoder,
     tokens_left_out,
@@ -147,7 +146,7 @@ def retrieve(
     query_vectors: dict[QueryKey, Floats] = {}
     late = _late_encoder(indices, plan)
     late_key = None if late is None else _query_key(late)
-    fix = plan.build_command or f"{BUILD_COMMAND} --data-dir {shlex.quote(str(data.root))}"
+    fix = plan.build_command or build_command(data)
     question_tokens: TokenVectors | None = None
 
     @cache
