@@ -108,7 +108,7 @@ class Settings(_Strict):
     search_depth_documents: Positive
     search_depth_bm25: Positive
     search_depth_chunks: Positive
-    reranker_precision: Literal["auto", "exact", "fast"]
+    reranker_precision: Literal["auto", "exact", "fast", "int8"]
     cpu_engine: Literal["auto", "openvino", "torch"]
     reranker_blend_weight: Annotated[float, Field(ge=0.0, le=1.0)]
     reranker_passages_per_document: Positive

@@ -56,7 +56,7 @@ LATE_INTERACTION_WEIGHT = 0.15  # of token-by-token similarity (MaxSim) in stage
 LATE_INTERACTION_GB = 4.0  # most disk space for token vectors; beyond it, those of candidates are made in each search
 
 # --- reranking ---
-RERANKER_PRECISION = "auto"  # exact: float32; fast: 16 bits where the hardware has them; auto: fast on a GPU alone
+RERANKER_PRECISION = "auto"  # exact: float32; fast: 16 bits where the hardware has them; auto: fast on a GPU; or int8
 RERANKER_BLEND_WEIGHT = 0.5  # 0: stage one decides, 1: the cross-encoder alone
 RERANKER_PASSAGES_PER_DOCUMENT = 1  # best chunks of a document that are read; the highest score counts
 RERANKER_PASSAGE_CHOICE = "best"  # best: the chunks nearest to the question; first: those the document begins with

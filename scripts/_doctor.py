@@ -40,6 +40,7 @@ from src.insight.doctor import (
     machine_findings,
     space_findings,
 )
+from src.int8 import require_int8
 from src.models.resolve import ModelResolver, ResolvedModel, Role
 from src.pipeline import scorer_of
 from src.retrieval import SearchPlan
@@ -279,6 +280,8 @@ def _scorers(patient: Patient) -> Iterator[Finding]:
     plan, nothing = patient.measured_plans()[1], np.zeros(0, dtype=np.int32)
     for model, _ in patient.rerankers:
         try:
+            if plan.precision == "int8":
+                require_int8(scorer_of(model, patient.plans()[1], patient.device))
             scorer = scorer_of(model, plan, patient.device)
             CandidateScorer(scorer, PassageTexts((), nothing, nothing)).tokenize(patient.read)
         except UserError as error:

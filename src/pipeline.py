@@ -14,11 +14,12 @@ from src.core.artifacts import fingerprint
 from src.core.memory import free_models
 from src.core.pair_scores import PairScores
 from src.core.storage import DataFolder, save_run
-from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Run
+from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Rows, Run
 from src.engine.pair_scorer import PairScorer, make_scorer
 from src.engine.peak import ModelShape, last_layer_is_short
 from src.indexing import Bars, IndexPlan
 from src.insight.profile import Profiler
+from src.int8 import Sample, int8_scorer, sampled
 from src.models.resolve import ResolvedModel
 from src.quality.evaluate import Evaluation, evaluate
 from src.quality.fit import BlendFit, FusionFit, fit_blend
@@ -138,8 +139,19 @@ def _model_scores(
     queries, candidates, owners = questions_to_read(
         queries, found.fused.cut(plan.candidate_k), found.variants, plan.reranker_query
     )
+    chosen = found.passages[:, : candidates.depth]
+    chosen = chosen if len(owners) == len(chosen) else chosen[owners]
     with profiler.stage("load"):
         scorer = scorer_of(model, plan, device)
+        if plan.precision == "int8":
+            scorer = int8_scorer(
+                scorer,
+                corpus.fingerprint,
+                None if read_only else _sample(corpus, chunks, queries, candidates, chosen, plan),
+                lambda scorer: kept_pair_scores(data, model, scorer, plan.fresh, read_only),
+                bars,
+            )
+            free_models()
         if load_first:
             scorer.load()
             log.info(
@@ -148,8 +160,7 @@ def _model_scores(
             )  # fmt: skip
         kept = kept_pair_scores(data, model, scorer, plan.fresh, read_only)
     with profiler.stage("tokenise") as stage:
-        chosen = found.passages[:, : candidates.depth]
-        passages = PassageTexts.of(corpus, chunks, chosen if len(owners) == len(chosen) else chosen[owners])
+        passages = PassageTexts.of(corpus, chunks, chosen)
         # A block is what a kill costs: seconds of work, yet enough batches for every core, or to keep a card busy.
         block = max(4, plan.cpu.threads) if device == "cpu" else 128
         reranker = CandidateScorer(scorer, passages, kept, block)
@@ -157,7 +168,8 @@ def _model_scores(
         stage.items, stage.unit = len(queries) + len(passages.texts), "texts"
     with profiler.stage("rerank", unit="pairs") as stage, bars("Processing queries", len(queries)) as progress:
         scores = reranker.pair_scores(queries, candidates, progress, tables, found.spool)
-        shape = ModelShape.of(model.directory) if scorer.joint else None
+        floats = scorer.joint and not scorer.arithmetic.startswith("int8")  # the rest has no peak to compare with
+        shape = ModelShape.of(model.directory) if floats else None
         stage.items, stage.arithmetic = reranker.scored, scorer.arithmetic
         stage.tokens = reranker.tokens if scorer.joint else 0
         short = shape is not None and last_layer_is_short(model.directory, scorer.backend_name)
@@ -165,6 +177,15 @@ def _model_scores(
         stage.flops = 0.0 if shape is None else shape.flops(reranker.tokens, reranker.squared_tokens, texts)
     log.info("Pairs: %s scored, %s kept from earlier runs", f"{reranker.scored:,}", f"{reranker.reused:,}")
     return merge_wordings(scores, owners, plan.reranker_query)
+
+
+def _sample(
+    corpus: Corpus, chunks: Chunks, queries: Queries, candidates: Run, chosen: Rows, plan: SearchPlan
+) -> Sample:
+    rows = sampled(len(queries))
+    texts = Queries(tuple(queries.query_ids[row] for row in rows), tuple(queries.texts[row] for row in rows))
+    passages = PassageTexts.of(corpus, chunks, chosen[rows])
+    return Sample(texts, candidates.picked(rows), passages, plan.top_k, plan.blend_weight)
 
 
 def kept_pair_scores(

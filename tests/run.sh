@@ -6,7 +6,7 @@ project="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$project/scripts/environment.sh"
 cd "$project"
 
-prepare_environment "$project" requirements-dev.txt
+prepare_environment "$project" requirements-dev.txt requirements-int8.txt
 echo "== lint"
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m ruff check .

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).resolve().parent.parent / "src"
-ROOMS = ["core", "models", "engine", "stages", "quality", "insight", "indexing", "retrieval", "pipeline"]
+ROOMS = ["core", "models", "engine", "stages", "quality", "insight", "indexing", "int8", "retrieval", "pipeline"]
 FILES = sorted(path for path in SRC.rglob("*.py") if path.name != "__init__.py")
 
 

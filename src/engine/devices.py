@@ -13,7 +13,7 @@ import torch
 from src.core.errors import UserError
 from src.engine.driver import nvidia_driver, why_no_gpu
 
-Precision = Literal["auto", "exact", "fast"]
+Precision = Literal["auto", "exact", "fast", "int8"]
 Engine = Literal["auto", "openvino", "torch"]
 
 log = logging.getLogger(__name__)

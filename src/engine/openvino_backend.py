@@ -54,7 +54,7 @@ class OpenVinoBackend:
         graph = ensure_converted(
             self.directory.name, self.fingerprint, self.folder, lambda: traceable(load_classifier(self.directory))
         )
-        self.runner = GraphRunner(graph, self.arithmetic == "bfloat16", self.threads, "the cross-encoder")
+        self.runner = GraphRunner(graph, self.arithmetic, self.threads, "the cross-encoder")
 
     def run(self, batches: Iterable[TokenBatch], scores: npt.NDArray[np.float32]) -> None:
         """See :class:`~src.engine.pair_backends.PairBackend`.

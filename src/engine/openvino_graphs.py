@@ -3,7 +3,7 @@
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,10 +34,10 @@ from src.engine.memory_limit import MemoryLimit
 GRAPH_REVISION = 3  # of the graphs made here; a kept conversion of another revision is made anew
 CACHE_TOKENS = 2048  # activations of a larger batch leave the cache of a core
 TOLERANCE = 1e-4  # of an output against torch's, relative to the largest
-BFLOAT16_TOLERANCE = 0.05
+ROUNDED_TOLERANCE = 0.05  # the same in 16 or 8 bits
 THREADS_PER_LANE = 8
 LANE_BYTES = 2e9  # of weights in all lanes together; each holds its own
-_GRAPH = "model.xml"
+GRAPH = "model.xml"
 _PROBES = "probes.npz"
 _PROBE_SHAPES = ((1, 9), (5, 40), (8, 100))
 
@@ -118,20 +118,40 @@ def ensure_converted(name: str, fingerprint: str, folder: Path, prepare: Callabl
     settings = {"openvino": openvino.__version__, "revision": GRAPH_REVISION}
     try:
         require_current(folder, "openvino", inputs, settings, fix="automatic")
-        return folder / _GRAPH
+        return folder / GRAPH
     except StaleArtifactError:
         log.info("Converting %s for OpenVINO (once) ...", name)
     model = prepare()
     graph = _convert(model)
     probes = _probes(model)
     _check(probes, partial(_infer, openvino.Core().compile_model(graph, "CPU", _properties(False, 1))), TOLERANCE)
+    _keep(graph, probes, folder, inputs, settings)
+    return folder / GRAPH
+
+
+def keep_changed(
+    graph: Any, original: Path, folder: Path, inputs: Mapping[str, str], settings: Mapping[str, Any]
+) -> None:
+    """Keep a graph that was made from a kept one, and what it gives for the same batches: it may differ from torch.
+
+    Args:
+        original: the kept one.
+        inputs, settings: of its manifest.
+    """
+    compiled = openvino.Core().compile_model(graph, "CPU", _properties(False, 1))
+    probes = [Probe(of.batch, tuple(_infer(compiled, of.batch))) for of in _load_probes(original.with_name(_PROBES))]
+    _keep(graph, probes, folder, inputs, settings)
+
+
+def _keep(
+    graph: Any, probes: Sequence[Probe], folder: Path, inputs: Mapping[str, str], settings: Mapping[str, Any]
+) -> None:
     with atomic_directory(folder) as temporary:
-        openvino.save_model(graph, temporary / _GRAPH, compress_to_fp16=False)
+        openvino.save_model(graph, temporary / GRAPH, compress_to_fp16=False)
         _save_probes(temporary / _PROBES, probes)
         names = [path.name for path in temporary.iterdir()]
-        manifest = Manifest("openvino", inputs, settings, describe_files(temporary, names), {})
+        manifest = Manifest("openvino", dict(inputs), dict(settings), describe_files(temporary, names), {})
         save_manifest(temporary / MANIFEST_NAME, manifest)
-    return folder / _GRAPH
 
 
 def _convert(model: Traceable) -> Any:
@@ -205,10 +225,14 @@ def _properties(bfloat16: bool, threads: int) -> dict[str, Any]:
     }
 
 
-def _infer(compiled: Any, batch: TokenBatch) -> list[Floats]:
-    """Outputs of a batch; what the graph takes and the batch lacks is zero."""
+def inputs_of(graph: Any, batch: TokenBatch) -> dict[str, npt.NDArray[np.int64]]:
+    """A batch by the names of a graph's inputs; what the graph takes and the batch lacks is zero."""
     inputs, zeros = batch.inputs, np.zeros_like(batch.ids)
-    outputs = compiled({port.any_name: inputs.get(port.any_name, zeros) for port in compiled.inputs})
+    return {port.any_name: inputs.get(port.any_name, zeros) for port in graph.inputs}
+
+
+def _infer(compiled: Any, batch: TokenBatch) -> list[Floats]:
+    outputs = compiled(inputs_of(compiled, batch))
     return [outputs[i] for i in range(len(compiled.outputs))]
 
 
@@ -216,8 +240,8 @@ class GraphRunner:
     """Runs a kept graph on the cores of a CPU.
 
     Args:
-        graph: from :func:`ensure_converted`.
-        bfloat16: multiply in bfloat16, for CPUs that do so in hardware.
+        graph: from :func:`ensure_converted`, or of :func:`keep_changed`.
+        arithmetic: ``float32``; ``bfloat16``, for CPUs that multiply it in hardware; ``int8`` where the graph has it.
         threads: cores to use.
         what: the model, for the log.
 
@@ -225,16 +249,17 @@ class GraphRunner:
         BackendUnavailableError: where the graph gives something else here than it gave where it was made.
     """
 
-    def __init__(self, graph: Path, bfloat16: bool, threads: int, what: str) -> None:
+    def __init__(self, graph: Path, arithmetic: str, threads: int, what: str) -> None:
         lanes = lanes_of(threads, graph.with_suffix(".bin").stat().st_size)
-        properties = _properties(bfloat16, threads // lanes)
+        properties = _properties(arithmetic == "bfloat16", threads // lanes)
+        tolerance = TOLERANCE if arithmetic == "float32" else ROUNDED_TOLERANCE
         if lanes > 1:
             properties["ENABLE_CPU_PINNING"] = False  # every lane would take the same cores
         core, probes = openvino.Core(), _load_probes(graph.with_name(_PROBES))
         self.compiled = [core.compile_model(graph, "CPU", properties) for _ in range(lanes)]
         for compiled in self.compiled:
             try:
-                _check(probes, partial(_infer, compiled), BFLOAT16_TOLERANCE if bfloat16 else TOLERANCE)
+                _check(probes, partial(_infer, compiled), tolerance)
             except BackendUnavailableError as error:
                 raise BackendUnavailableError(f"{error}; delete {graph.parent} to convert it anew") from error
         self.limit = MemoryLimit(what, "cpu")

@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -204,19 +204,21 @@ class CrossEncoderScorer:
                 f"a question has {int(question_lengths.max())} tokens; this cross-encoder reads at most "
                 f"{self.longest_question}. Shorten the question."
             )
-        limits = self._limits(question_lengths)
-        lengths = self.pair_lengths(questions, passages, pairs)
         scores = np.full(len(pairs), np.nan, dtype=np.float32)
-        batches = token_budget_batches(lengths, *self._bounds())
-        joined = (self._batch(questions, passages, pairs[rows], limits[rows], rows) for rows in batches)
         try:
-            self.backend.run(joined, scores)
+            self.backend.run(self.batches(questions, passages, pairs), scores)
         except DoesNotFitError as error:
             question, passage = pairs[error.row].tolist()
             raise PairTooLargeError(question, passage, error.tokens, error.device) from error
         if not np.isfinite(scores).all():
             raise UserError("the cross-encoder returned a score that is not finite. The model's files may be damaged.")
         return scores
+
+    def batches(self, questions: TokenTable, passages: TokenTable, pairs: Pairs) -> Iterator[TokenBatch]:
+        """Pairs as the backend gets them: joined, sorted by length, in batches."""
+        limits = self._limits(questions.lengths[pairs[:, 0]])
+        for rows in token_budget_batches(self.pair_lengths(questions, passages, pairs), *self._bounds()):
+            yield self._batch(questions, passages, pairs[rows], limits[rows], rows)
 
     def _bounds(self) -> tuple[int, int]:
         """Most pairs and most tokens of a batch; halving the batch size halves both, and so the memory."""
