@@ -13,7 +13,7 @@ from _cli import PROJECT_ROOT, add_data_flags, add_wait_flag, main, positive_int
 
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, index_plan, model_resolver, reranker_plans, search_plan
-from _runs import SEARCH_COMMAND, differing_settings, find_run, read_run
+from _runs import differing_settings, find_run, read_run
 from _variants import load_variants
 from config import Settings
 from src.core.data_lock import data_lock
@@ -26,7 +26,7 @@ from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
 from src.models.language_guard import choose_reranker
 from src.models.resolve import ModelResolver, ResolvedModel
-from src.pipeline import candidate_scores
+from src.pipeline import SEARCH_COMMAND, candidate_scores, check_int8, try_int8
 from src.quality.compare import compare
 from src.retrieval import at_depth, retrieve
 from src.stages.rerank import blend
@@ -79,14 +79,14 @@ def _passages(text: str) -> tuple[PassageChoice, int]:
     return "first" if first == "first" else "best", positive_integer(count)
 
 
-def _read(text: str, inputs: Inputs, corpus: Corpus, queries: Queries) -> tuple[Run, Mapping[str, Any]]:
+def _read(text: str, inputs: Inputs, corpus: Corpus, queries: Queries, command: str) -> tuple[Run, Mapping[str, Any]]:
     """A run on disk, and the record of how it was made; a submission has none."""
     path = Path(text)
     if path.suffix == ".csv":
         if not path.is_file():
             raise UserError(f"{path}: no such submission file.")
         return read_submission(path, path.stem, queries, corpus), {}
-    command = SEARCH_COMMAND + inputs.command
+    command += " --no-rerank" if text == "rerank-off" else ""
     return read_run(find_run(text, inputs.data.runs, command), corpus, queries, command)
 
 
@@ -114,6 +114,10 @@ def _make(
     for rerankers in _rerankers(flags, settings, resolver, corpus):
         warnings += [model.warning for model, _ in rerankers if model.warning]
         name = " + ".join(model.used.rsplit("/", 1)[-1].removeprefix("embedded:") for model, _ in rerankers)
+        deepest = replace(plan, rerankers=rerankers)
+        check_int8(deepest, device)
+        if plan.precision == "int8":
+            try_int8(inputs.data, corpus, chunks, queries, found, deepest, device, progress_bar, weights)
         for choice, count in arms:
             arm = f" {choice} {count}" if flags.passages else ""
             # The deepest first: it holds every pair of the others, which then cost no model call.
@@ -122,7 +126,7 @@ def _make(
                 fused = at_depth(found, depth, plan.late_weight)
                 passages = choose_passages(fused, chunks, found.nearest, choice, count)
                 read = replace(found, fused=fused, passages=passages)
-                shallow = replace(plan, rerankers=rerankers, candidate_k=depth)
+                shallow = replace(deepest, candidate_k=depth)
                 made[depth] = fused, candidate_scores(
                     inputs.data, corpus, chunks, queries, read, shallow, device, Profiler(), progress_bar,
                     load_first=False,
@@ -168,7 +172,8 @@ def _run(settings: Settings, flags: argparse.Namespace) -> None:
         raise UserError(f"no labels at {inputs.no_labels}: nothing can be compared. Give --labels FILE.")
     warnings: list[str] = []
     if flags.runs:
-        read = [_read(text, inputs, corpus, queries) for text in flags.runs]
+        command = SEARCH_COMMAND + inputs.command + (f" --limit {flags.limit}" if flags.limit else "")
+        read = [_read(text, inputs, corpus, queries, command) for text in flags.runs]
         runs = [found for found, _ in read]
         warnings = [warning for _, record in read for warning in record.get("warnings", [])]
         made_with = [(found.name, record["settings"]) for found, record in read if "settings" in record]

@@ -8,11 +8,12 @@ from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer
 
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import encoder_plans, model_resolver
-from _runs import SEARCH_COMMAND, find_run, read_run
+from _runs import find_run, read_run
 from config import Settings
 from src.core.errors import UserError
 from src.core.types import Corpus, Queries, Run
 from src.insight.label_app import LabelApp, run_in_terminal
+from src.pipeline import SEARCH_COMMAND
 from src.quality.labels import LabelStore, choose_questions, disagreement, main_run, make_task, progress_line
 
 log = logging.getLogger("search")

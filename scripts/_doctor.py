@@ -51,6 +51,10 @@ from src.stages.submit import check_depth
 from src.stages.variants import QueryVariants
 
 _BASE_MEMORY = 1 << 30
+_EIGHT_BITS = (
+    "up to 100 questions are answered in float32 and in 8 bits first; the run ends where too many answers change. Its "
+    "time is told for float32"
+)
 _UNTIL_DOWNLOADED = "not known until it is downloaded"
 
 Part = tuple[str, Callable[["Patient"], Iterator[Finding]]]
@@ -281,7 +285,8 @@ def _scorers(patient: Patient) -> Iterator[Finding]:
     for model, _ in patient.rerankers:
         try:
             if plan.precision == "int8":
-                require_int8(scorer_of(model, patient.plans()[1], patient.device))
+                require_int8(scorer_of(model, patient.plans()[1], patient.device), model.used)
+                yield Finding("note", "8 bits", _EIGHT_BITS)
             scorer = scorer_of(model, plan, patient.device)
             CandidateScorer(scorer, PassageTexts((), nothing, nothing)).tokenize(patient.read)
         except UserError as error:

@@ -11,8 +11,6 @@ from src.core.errors import UserError
 from src.core.storage import load_run
 from src.core.types import Corpus, Queries, Run
 
-SEARCH_COMMAND = "python scripts/03_run_search.py"
-
 
 def find_run(text: str, folder: Path, command: str) -> Path:
     """Path of a run: a ``.parquet``, or a name in ``<data folder>/runs``.

@@ -122,7 +122,7 @@ def run(_settings: Settings, arguments: Sequence[str]) -> None:
         "encoders": [{"model": flags.encoder, "unit": "document", "weight": 0.5}] if flags.encoder else [],
         "late_interaction_weight": 0.0,
         "search_depth_documents": flags.depth, "search_depth_chunks": flags.depth,
-        "reranker_candidate_k": flags.candidates,
+        "reranker_candidate_k": flags.candidates, "reranker_precision": "exact",
     }  # fmt: skip
     rows = []
     with tempfile.TemporaryDirectory() as name:

@@ -4,58 +4,21 @@ Rounding to 8 bits moves every score. Whether that matters is seen by comparing 
 of a sample of the run's own questions, in the final order, with those that float32 gives.
 """
 
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from src.core.errors import UserError
-from src.core.pair_scores import PairScores
 from src.core.types import PAD, Floats, Queries, Rows, Run
 from src.engine.int8_backend import Int8Backend, require_library
 from src.engine.openvino_backend import OpenVinoBackend
 from src.engine.pair_scorer import CrossEncoderScorer, PairScorer
-from src.indexing import Bars
 from src.stages.rerank import CandidateScorer, PassageTexts, blend
 
 LEAST_AGREEMENT = 0.99
 SAMPLE_QUESTIONS = 100
 CALIBRATION_PAIRS = 300
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Questions of a run on which 8 bits are tried, with all their candidates.
-
-    Attributes:
-        candidates: [Q, K], of stage one.
-        passages: what is read of each candidate.
-        top_k, blend_weight: of the run.
-    """
-
-    queries: Queries
-    candidates: Run
-    passages: PassageTexts
-    top_k: int
-    blend_weight: float
-
-    @property
-    def pairs(self) -> Rows:
-        """Some of the pairs, int32 [P, 2] (question, passage), spread evenly."""
-        texts = self.passages.rows(range(len(self.queries)))
-        question, *_ = places = np.nonzero(texts != PAD)
-        every = np.stack([question, texts[places]], axis=1)
-        found: Rows = every[sampled(len(every), CALIBRATION_PAIRS)].astype(np.int32)
-        return found
-
-    def agreement(self, one: Floats, other: Floats) -> float:
-        """Share of the questions whose first ``top_k`` documents are the same by two scores of the candidates."""
-        runs = [blend(self.candidates, scores, self.blend_weight, "sample").cut(self.top_k) for scores in (one, other)]
-        same = [set(a) == set(b) for a, b in zip(*(run.doc_rows.tolist() for run in runs), strict=True)]
-        return float(np.mean(same))
+_OTHERS = "Set it to 'exact' or 'fast'."
 
 
 def sampled(count: int, most: int = SAMPLE_QUESTIONS) -> list[int]:
@@ -64,8 +27,11 @@ def sampled(count: int, most: int = SAMPLE_QUESTIONS) -> list[int]:
     return rows
 
 
-def require_int8(scorer: PairScorer) -> OpenVinoBackend:
-    """The float32 backend of a scorer that can be quantised.
+def require_int8(scorer: PairScorer, name: str) -> CrossEncoderScorer:
+    """A float32 scorer that can be quantised: the same one.
+
+    Args:
+        name: of the model, for the message.
 
     Raises:
         UserError: where something else than OpenVINO runs the model, or the library is missing.
@@ -73,58 +39,103 @@ def require_int8(scorer: PairScorer) -> OpenVinoBackend:
     if not isinstance(scorer, CrossEncoderScorer) or not isinstance(scorer.backend, OpenVinoBackend):
         raise UserError(
             "RERANKER_PRECISION = 'int8' is for cross-encoders that OpenVINO runs on a CPU; here "
-            f"{scorer.backend_name} runs the model. Set it to 'exact' or 'fast'."
+            f"{scorer.backend_name} runs {name}. {_OTHERS}"
         )
     require_library()
-    return scorer.backend
+    return scorer
 
 
-def int8_scorer(
-    exact: PairScorer,
-    texts: str,
-    sample: Sample | None,
-    kept: Callable[[PairScorer], PairScores],
-    bars: Bars,
-) -> PairScorer:
-    """The same cross-encoder in 8 bits.
+def int8_backend(exact: CrossEncoderScorer, texts: str) -> Int8Backend:
+    """The quantised model of a scorer for which :func:`require_int8` holds, made or not.
 
     Args:
-        exact: the cross-encoder in float32.
         texts: fingerprint of the corpus.
-        sample: what to try it on; ``None`` takes a quantised model that a run has made and tried.
-        kept: the kept scores of a scorer; those of the sample are used again by the run, whatever comes of it.
+    """
+    assert isinstance(exact.backend, OpenVinoBackend)
+    return Int8Backend(exact.backend, texts)
+
+
+def quantise(
+    exact: CrossEncoderScorer, name: str, texts: str, queries: Queries, passages: Callable[[], PassageTexts]
+) -> None:
+    """Quantise a cross-encoder on pairs of some questions; nothing is done where as many pairs have made it before.
+
+    Args:
+        exact: in float32; loaded, and converted where it has not been.
+        name: of the model, for messages.
+        texts: fingerprint of the corpus.
+        queries: the questions.
+        passages: what is read of each candidate.
 
     Raises:
-        UserError: where the model cannot be quantised here, or fewer than :data:`LEAST_AGREEMENT` of the sampled
-            questions keep their documents.
+        UserError: where that cannot be done.
     """
-    backend = require_int8(exact)
-    if sample is not None:
-        exact.load()
-        backend = require_int8(exact)  # loading may have found that OpenVINO cannot run it
-    assert isinstance(exact, CrossEncoderScorer)
-    rounded_backend = Int8Backend(backend, texts)
-    rounded = CrossEncoderScorer(backend.directory, rounded_backend, exact.batch_size, exact.max_length)
-    if sample is None:
-        if not rounded_backend.made:
-            raise UserError(
-                "RERANKER_PRECISION = 'int8': no run has quantised the cross-encoder for this corpus yet. Run: "
-                "python scripts/03_run_search.py, or set it to 'exact' or 'fast'."
-            )
-        return rounded
-    tables = exact.tokenize(sample.queries.texts), exact.tokenize(sample.passages.texts)
-    rounded_backend.make(exact.batches(*tables, sample.pairs))
-    scores = []
-    for scorer in (exact, rounded):
-        with bars(f"Trying {scorer.arithmetic.split(',')[0]}", len(sample.queries)) as progress:
-            reranker = CandidateScorer(scorer, sample.passages, kept(scorer))
-            scores.append(reranker.pair_scores(sample.queries, sample.candidates, progress, tables))
-    share = sample.agreement(*scores)
+    exact.load()
+    backend = int8_backend(require_int8(exact, name), texts)  # loading may have found that OpenVINO cannot run it
+    if backend.pairs >= CALIBRATION_PAIRS:
+        return
+    read = passages()
+    pairs = spread_pairs(read.rows(range(len(queries))))
+    if backend.pairs < len(pairs):
+        tables = CandidateScorer(exact, read).tokenize(queries)
+        backend.make(exact.batches(*tables, pairs), len(pairs))
+
+
+def spread_pairs(texts: Rows) -> Rows:
+    """At most :data:`CALIBRATION_PAIRS` pairs, int32 [P, 2] (question, passage), spread evenly.
+
+    Args:
+        texts: int32 [Q, K, m], passages of the candidates of each question; -1 where there is none.
+    """
+    question, *_ = places = np.nonzero(texts != PAD)
+    every = np.stack([question, texts[places]], axis=1)
+    found: Rows = every[sampled(len(every), CALIBRATION_PAIRS)].astype(np.int32)
+    return found
+
+
+def in_int8(exact: CrossEncoderScorer, texts: str, command: str) -> CrossEncoderScorer:
+    """The quantised scorer that a run has made.
+
+    Args:
+        texts: fingerprint of the corpus.
+        command: makes it, as it is to be typed.
+
+    Raises:
+        UserError: where none has.
+    """
+    backend = int8_backend(exact, texts)
+    if not backend.pairs:
+        raise UserError(
+            f"RERANKER_PRECISION = 'int8': no run has quantised {backend.directory.name} for this corpus, or its "
+            f"answers changed too much. Run: {command}, or set it to 'exact' or 'fast'."
+        )
+    return CrossEncoderScorer(backend.directory, backend, exact.batch_size, exact.max_length)
+
+
+def same_answers(candidates: Run, exact: Floats, rounded: Floats, weight: float, top_k: int) -> int:
+    """How many questions keep their first ``top_k`` documents, in whatever order.
+
+    Args:
+        candidates: [Q, K], of stage one.
+        exact, rounded: float32 [Q, K], two scores of each.
+        weight: of the cross-encoder in the blend.
+    """
+    runs = [blend(candidates, scores, weight, "tried").cut(top_k) for scores in (exact, rounded)]
+    return sum(set(a) == set(b) for a, b in zip(*(run.doc_rows.tolist() for run in runs), strict=True))
+
+
+def judge(candidates: Run, exact: Floats, rounded: Floats, weights: Sequence[float], top_k: int) -> str:
+    """What the log says of a trial that went well, by the weight at which it went worst.
+
+    Raises:
+        UserError: where fewer than :data:`LEAST_AGREEMENT` of the questions keep their documents.
+    """
+    asked = len(candidates.query_ids)
+    same, weight = min((same_answers(candidates, exact, rounded, weight, top_k), weight) for weight in weights)
     found = (
-        f"the first {sample.top_k} documents of {share:.1%} of {len(sample.queries)} sampled questions are those of "
-        f"float32, {LEAST_AGREEMENT:.0%} are asked"
+        f"{same} of {asked} sampled questions have the same first {top_k} documents as in float32 (blend weight "
+        f"{weight:g}; {LEAST_AGREEMENT:.0%} are asked)"
     )
-    if share < LEAST_AGREEMENT:
-        raise UserError(f"RERANKER_PRECISION = 'int8': {found}. Set it to 'exact' or 'fast'.")
-    log.info("int8: %s", found)
-    return rounded
+    if same < LEAST_AGREEMENT * asked:
+        raise UserError(f"RERANKER_PRECISION = 'int8': {found}. {_OTHERS}")
+    return f"int8: {found}"

@@ -5,21 +5,26 @@ plain values and types; nothing reads settings or flags.
 """
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from src.core.artifacts import fingerprint
+from src.core.errors import UserError
 from src.core.memory import free_models
 from src.core.pair_scores import PairScores
+from src.core.spool import Spool
 from src.core.storage import DataFolder, save_run
-from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Rows, Run
+from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Run
+from src.engine.devices import Precision
 from src.engine.pair_scorer import PairScorer, make_scorer
 from src.engine.peak import ModelShape, last_layer_is_short
 from src.indexing import Bars, IndexPlan
 from src.insight.profile import Profiler
-from src.int8 import Sample, int8_scorer, sampled
+from src.int8 import in_int8, int8_backend, judge, quantise, require_int8, sampled
 from src.models.resolve import ResolvedModel
 from src.quality.evaluate import Evaluation, evaluate
 from src.quality.fit import BlendFit, FusionFit, fit_blend
@@ -27,6 +32,9 @@ from src.retrieval import Retrieval, SearchPlan, retrieve
 from src.stages.rerank import CandidateScorer, PassageTexts, blend, combine_scores, unchanged
 from src.stages.submit import check_candidates, check_depth, write_submission
 from src.stages.variants import QueryVariants, merge_wordings, questions_to_read
+
+SEARCH_COMMAND = "python scripts/03_run_search.py"
+_TRIED: tuple[Precision, Precision] = ("exact", "int8")
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +83,10 @@ def rerank_candidates(
     candidates = found.fused.cut(plan.candidate_k)
     if not plan.rerankers:
         return unchanged(candidates), None
+    if plan.precision == "int8":
+        with profiler.stage("try int8"):
+            weights = [plan.blend_weight, 1.0] if plan.fit_blend else [plan.blend_weight]
+            try_int8(data, corpus, chunks, queries, found, plan, device, bars, weights)
     scores = candidate_scores(data, corpus, chunks, queries, found, plan, device, profiler, bars)
 
     def blended(weight: float) -> Run:
@@ -106,18 +118,23 @@ def candidate_scores(
     bars: Bars,
     load_first: bool = True,
     read_only: bool = False,
+    may_quantise: bool = False,
 ) -> Floats:
     """The score of every candidate by the cross-encoder, float32 [Q, K]; of several, the weighted mean of z-scores.
 
     Args:
         load_first: load the model before anything else; without it no weights are loaded where all scores are kept.
         read_only: use kept scores and write none, for a process that does not hold the data folder.
+        may_quantise: in 8 bits, make the quantised model from these questions; else :func:`try_int8` must have.
     """
     assert plan.rerankers
     scores = [
-        _model_scores(model, data, corpus, chunks, queries, found, plan, device, profiler, bars, load_first, read_only)
+        _model_scores(
+            model, data, corpus, chunks, queries, found, plan, device, profiler, bars, load_first, read_only,
+            may_quantise,
+        )
         for model, _ in plan.rerankers
-    ]
+    ]  # fmt: skip
     weights = [weight for _, weight in plan.rerankers]
     return combine_scores(found.fused.cut(plan.candidate_k), scores, weights, found.spool)
 
@@ -135,6 +152,7 @@ def _model_scores(
     bars: Bars,
     load_first: bool,
     read_only: bool,
+    may_quantise: bool,
 ) -> Floats:
     queries, candidates, owners = questions_to_read(
         queries, found.fused.cut(plan.candidate_k), found.variants, plan.reranker_query
@@ -144,13 +162,12 @@ def _model_scores(
     with profiler.stage("load"):
         scorer = scorer_of(model, plan, device)
         if plan.precision == "int8":
-            scorer = int8_scorer(
-                scorer,
-                corpus.fingerprint,
-                None if read_only else _sample(corpus, chunks, queries, candidates, chosen, plan),
-                lambda scorer: kept_pair_scores(data, model, scorer, plan.fresh, read_only),
-                bars,
-            )
+            exact = require_int8(scorer, model.used)
+            if may_quantise:
+                read = partial(PassageTexts.of, corpus, chunks, chosen)
+                quantise(exact, model.used, corpus.fingerprint, queries, read)
+            scorer = in_int8(exact, corpus.fingerprint, f"{SEARCH_COMMAND} --data-dir {shlex.quote(str(data.root))}")
+            del exact
             free_models()
         if load_first:
             scorer.load()
@@ -179,13 +196,61 @@ def _model_scores(
     return merge_wordings(scores, owners, plan.reranker_query)
 
 
-def _sample(
-    corpus: Corpus, chunks: Chunks, queries: Queries, candidates: Run, chosen: Rows, plan: SearchPlan
-) -> Sample:
+def check_int8(plan: SearchPlan, device: str) -> None:
+    """Find out before the work whether every cross-encoder of a plan can run in 8 bits, where that is asked.
+
+    Raises:
+        UserError: where one cannot.
+    """
+    if plan.precision == "int8":
+        for model, _ in plan.rerankers:
+            require_int8(scorer_of(model, plan, device), model.used)
+
+
+def try_int8(
+    data: DataFolder,
+    corpus: Corpus,
+    chunks: Chunks,
+    queries: Queries,
+    found: Retrieval,
+    plan: SearchPlan,
+    device: str,
+    bars: Bars,
+    weights: Sequence[float],
+) -> None:
+    """Quantise the cross-encoders of a plan, and compare the answers to some of the questions with those in float32.
+
+    Args:
+        weights: of the cross-encoders in the blend, those that the run may use.
+
+    Raises:
+        UserError: where too many answers change; the quantised models are removed then.
+    """
     rows = sampled(len(queries))
-    texts = Queries(tuple(queries.query_ids[row] for row in rows), tuple(queries.texts[row] for row in rows))
-    passages = PassageTexts.of(corpus, chunks, chosen[rows])
-    return Sample(texts, candidates.picked(rows), passages, plan.top_k, plan.blend_weight)
+    part = replace(
+        found, fused=found.fused.picked(rows), passages=found.passages[rows], late=None,
+        variants=found.variants.picked(rows), spool=Spool(),
+    )  # fmt: skip
+    made = [
+        int8_backend(require_int8(scorer_of(model, plan, device), model.used), corpus.fingerprint)
+        for model, _ in plan.rerankers
+    ]
+    if plan.fresh:
+        for backend in made:
+            backend.discard()
+    exact, rounded = (
+        candidate_scores(
+            data, corpus, chunks, queries.picked(rows), part, replace(plan, precision=precision, fresh=False), device,
+            Profiler(), bars, load_first=False, may_quantise=True,
+        )
+        for precision in _TRIED
+    )  # fmt: skip
+    try:
+        log.info("%s", judge(part.fused.cut(plan.candidate_k), exact, rounded, weights, plan.top_k))
+    except UserError:
+        for backend in made:
+            backend.discard()
+        raise
 
 
 def kept_pair_scores(
@@ -225,6 +290,7 @@ def search(
             stage one finds fewer than ``top_k`` documents for a question.
     """
     check_depth(corpus, plan.top_k)
+    check_int8(plan, indices.device)
     found = retrieve(data, corpus, chunks, queries, indices, plan, profiler, bars, qrels, variants)
     check_candidates(found.fused, plan.top_k, _what_finds_more(indices, plan))
     final, fit = rerank_candidates(data, corpus, chunks, queries, found, plan, indices.device, profiler, bars, qrels)

@@ -130,6 +130,10 @@ class Queries:
         """Those of some rows."""
         return Queries(self.query_ids[rows], self.texts[rows])
 
+    def picked(self, rows: Sequence[int]) -> "Queries":
+        """Those of some rows, in the given order."""
+        return Queries(tuple(self.query_ids[row] for row in rows), tuple(self.texts[row] for row in rows))
+
     @cached_property
     def fingerprint(self) -> str:
         """Fingerprint of ids and texts."""

@@ -66,10 +66,10 @@ class SentenceEncoder:
         pooling: str | None = None,
         remote_code: bool = False,
     ) -> None:
-        with explain_loading("ENCODERS", directory):
-            # Takes seconds to import; most scripts only ask whether anything is stale.
-            from sentence_transformers import SentenceTransformer
+        # Takes seconds to import; most scripts only ask whether anything is stale.
+        from sentence_transformers import SentenceTransformer
 
+        with explain_loading("ENCODERS", directory):
             self.model = SentenceTransformer(
                 str(directory), device=device, trust_remote_code=remote_code, local_files_only=True
             )

@@ -10,6 +10,8 @@ import importlib.metadata
 import importlib.util
 import io
 import logging
+import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,17 @@ import torch
 
 from src.core.artifacts import require_current
 from src.core.errors import StaleArtifactError, UserError
+from src.core.memory import first_line, means_out_of_memory
 from src.engine.batches import TokenBatch
 from src.engine.openvino_backend import OpenVinoBackend
-from src.engine.openvino_graphs import GRAPH, GraphRunner, conversion_folder, inputs_of, keep_changed
+from src.engine.openvino_graphs import (
+    GRAPH,
+    GRAPH_REVISION,
+    GraphRunner,
+    conversion_folder,
+    inputs_of,
+    keep_changed,
+)
 
 _REVISION = 1  # of how graphs are quantised here
 
@@ -36,8 +46,8 @@ def require_library() -> None:
     """
     if importlib.util.find_spec("nncf") is None:
         raise UserError(
-            "RERANKER_PRECISION = 'int8': package 'nncf' is not installed. Type: pip install -r requirements-int8.txt, "
-            "or set it to 'exact' or 'fast'."
+            "RERANKER_PRECISION = 'int8': package 'nncf' is not installed. Type: "
+            f"{sys.executable} -m pip install -r requirements-int8.txt, or set it to 'exact' or 'fast'."
         )
 
 
@@ -49,7 +59,7 @@ class Int8Backend(OpenVinoBackend):
         texts: fingerprint of the texts that it is quantised for.
 
     Attributes:
-        made: whether the quantised graph is there.
+        pairs: how many have set the scales of the quantised graph; 0 where it is not there.
     """
 
     def __init__(self, exact: OpenVinoBackend, texts: str) -> None:
@@ -57,36 +67,50 @@ class Int8Backend(OpenVinoBackend):
         self.original = exact.folder / GRAPH
         self.folder = conversion_folder(exact.folder.parent, f"{exact.fingerprint}-int8-{texts}")
         self.texts = texts
-        self.made = self._is_made()
+        self.pairs = self._look_up()
 
-    def _is_made(self) -> bool:
-        """Whether the quantised graph is there; its scales become part of the arithmetic's name."""
+    def _look_up(self) -> int:
         try:
             manifest = require_current(self.folder, "openvino", *self._identity(), fix="automatic")
         except StaleArtifactError:
-            return False
+            return 0
         self.arithmetic = f"int8, scales {manifest.files[self.original.with_suffix('.bin').name]['sha256'][:8]}"
-        return True
+        return manifest.counts["pairs"]
 
     def _identity(self) -> tuple[dict[str, str], dict[str, Any]]:
         libraries = {"openvino": openvino.__version__, "nncf": importlib.metadata.version("nncf")}
-        return {"model": self.fingerprint, "texts": self.texts}, {
-            **libraries,
-            "revision": _REVISION,
-            "vnni": _sums_are_wide(),
-        }
+        made_by = {"revision": _REVISION, "graph": GRAPH_REVISION, "vnni": _sums_are_wide()}
+        return {"model": self.fingerprint, "texts": self.texts}, {**libraries, **made_by}
 
-    def make(self, batches: Iterable[TokenBatch]) -> None:
-        """Quantise, once; the float32 backend must have been loaded.
+    def make(self, batches: Iterable[TokenBatch], pairs: int) -> None:
+        """Quantise; the float32 backend must have been loaded.
 
         Args:
-            batches: pairs whose activations set the scales.
+            batches: what sets the scales.
+            pairs: how many these are.
+
+        Raises:
+            UserError: where that fails for another reason than memory.
         """
-        if self.made:
-            return
         log.info("Quantising %s to 8 bits (once for this corpus) ...", self.directory.name)
-        keep_changed(_quantised(self.original, batches), self.original, self.folder, *self._identity())
-        self.made = self._is_made()
+        try:
+            graph = _quantised(self.original, batches)
+            keep_changed(graph, self.original, self.folder, *self._identity(), {"pairs": pairs})
+        except (MemoryError, OSError, UserError):
+            raise
+        except Exception as error:  # NNCF's errors have no common ground
+            if means_out_of_memory(error):
+                raise
+            raise UserError(
+                f"RERANKER_PRECISION = 'int8': {self.directory.name} cannot be quantised: {first_line(error)}. Set it "
+                "to 'exact' or 'fast'."
+            ) from error
+        self.pairs = self._look_up()
+
+    def discard(self) -> None:
+        """Remove the quantised graph."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.pairs = 0
 
     def load(self) -> None:
         """Compile the quantised graph, which must be there."""

@@ -125,32 +125,42 @@ def ensure_converted(name: str, fingerprint: str, folder: Path, prepare: Callabl
     graph = _convert(model)
     probes = _probes(model)
     _check(probes, partial(_infer, openvino.Core().compile_model(graph, "CPU", _properties(False, 1))), TOLERANCE)
-    _keep(graph, probes, folder, inputs, settings)
+    _keep(graph, probes, folder, inputs, settings, {})
     return folder / GRAPH
 
 
 def keep_changed(
-    graph: Any, original: Path, folder: Path, inputs: Mapping[str, str], settings: Mapping[str, Any]
+    graph: Any,
+    original: Path,
+    folder: Path,
+    inputs: Mapping[str, str],
+    settings: Mapping[str, Any],
+    counts: Mapping[str, int],
 ) -> None:
     """Keep a graph that was made from a kept one, and what it gives for the same batches: it may differ from torch.
 
     Args:
         original: the kept one.
-        inputs, settings: of its manifest.
+        inputs, settings, counts: of its manifest.
     """
     compiled = openvino.Core().compile_model(graph, "CPU", _properties(False, 1))
     probes = [Probe(of.batch, tuple(_infer(compiled, of.batch))) for of in _load_probes(original.with_name(_PROBES))]
-    _keep(graph, probes, folder, inputs, settings)
+    _keep(graph, probes, folder, inputs, settings, counts)
 
 
 def _keep(
-    graph: Any, probes: Sequence[Probe], folder: Path, inputs: Mapping[str, str], settings: Mapping[str, Any]
+    graph: Any,
+    probes: Sequence[Probe],
+    folder: Path,
+    inputs: Mapping[str, str],
+    settings: Mapping[str, Any],
+    counts: Mapping[str, int],
 ) -> None:
     with atomic_directory(folder) as temporary:
         openvino.save_model(graph, temporary / GRAPH, compress_to_fp16=False)
         _save_probes(temporary / _PROBES, probes)
         names = [path.name for path in temporary.iterdir()]
-        manifest = Manifest("openvino", dict(inputs), dict(settings), describe_files(temporary, names), {})
+        manifest = Manifest("openvino", dict(inputs), dict(settings), describe_files(temporary, names), dict(counts))
         save_manifest(temporary / MANIFEST_NAME, manifest)
 
 

@@ -78,6 +78,16 @@ class QueryVariants:
             self, texts=self.texts[first:last], owners=np.zeros(last - first, np.int32), names=self.names[first:last]
         )
 
+    def picked(self, questions: Sequence[int]) -> "QueryVariants":
+        """Those of some questions, in ascending order, which are then the only ones."""
+        kept = np.flatnonzero(np.isin(self.owners, questions))
+        return replace(
+            self,
+            texts=tuple(self.texts[row] for row in kept),
+            owners=np.searchsorted(questions, self.owners[kept]).astype(np.int32),
+            names=tuple(self.names[row] for row in kept),
+        )
+
     def asked(self, queries: Queries) -> Queries:
         """The Q questions, and after them the R variants as questions of their own."""
         if not len(self):
