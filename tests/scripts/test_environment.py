@@ -111,7 +111,7 @@ def test_an_environment_keeps_to_the_requirements_that_it_was_made_from(machine:
     assert machine.asked() == ["install requirements-gpu.txt"]
     assert machine.run() == f"{KEPT}{STEPS}"
     assert machine.run("tests/run.sh").startswith(KEPT)
-    assert machine.asked() == ["install requirements-dev.txt"]
+    assert machine.asked() == ["install requirements-dev.txt", "install requirements-int8.txt"]
     assert machine.faiss() == ["faiss_gpu"]
 
 
