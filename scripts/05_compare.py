@@ -26,7 +26,7 @@ from src.insight.profile import Profiler
 from src.insight.progress import progress_bar
 from src.models.language_guard import choose_reranker
 from src.models.resolve import ModelResolver, ResolvedModel
-from src.pipeline import SEARCH_COMMAND, candidate_scores, check_int8, try_int8
+from src.pipeline import SEARCH_COMMAND, candidate_scores, try_int8
 from src.quality.compare import compare
 from src.retrieval import at_depth, retrieve
 from src.stages.rerank import blend
@@ -115,7 +115,6 @@ def _make(
         warnings += [model.warning for model, _ in rerankers if model.warning]
         name = " + ".join(model.used.rsplit("/", 1)[-1].removeprefix("embedded:") for model, _ in rerankers)
         deepest = replace(plan, rerankers=rerankers)
-        check_int8(deepest, device)
         if plan.precision == "int8":
             try_int8(inputs.data, corpus, chunks, queries, found, deepest, device, progress_bar, weights)
         for choice, count in arms:

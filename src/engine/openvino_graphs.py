@@ -160,7 +160,7 @@ def _keep(
         openvino.save_model(graph, temporary / GRAPH, compress_to_fp16=False)
         _save_probes(temporary / _PROBES, probes)
         names = [path.name for path in temporary.iterdir()]
-        manifest = Manifest("openvino", dict(inputs), dict(settings), describe_files(temporary, names), dict(counts))
+        manifest = Manifest("openvino", inputs, settings, describe_files(temporary, names), counts)
         save_manifest(temporary / MANIFEST_NAME, manifest)
 
 

@@ -73,10 +73,7 @@ class QueryVariants:
 
     def of(self, question: int) -> "QueryVariants":
         """Those of one question, which is then the only one."""
-        first, last = np.searchsorted(self.owners, [question, question + 1]).tolist()
-        return replace(
-            self, texts=self.texts[first:last], owners=np.zeros(last - first, np.int32), names=self.names[first:last]
-        )
+        return self.picked([question])
 
     def picked(self, questions: Sequence[int]) -> "QueryVariants":
         """Those of some questions, in ascending order, which are then the only ones."""
