@@ -100,6 +100,7 @@ def _make(
     encoders: tuple[EncoderPlan, ...],
     resolver: ModelResolver,
     variants: QueryVariants,
+    profiler: Profiler,
 ) -> tuple[list[Run], list[str]]:
     """Stage one once, then every model over the deepest list; K and weights cost no model call."""
     device = pick_device(settings.device)
@@ -109,7 +110,7 @@ def _make(
     arms = flags.passages or [(settings.reranker_passage_choice, settings.reranker_passages_per_document)]
     base = search_plan(settings, argparse.Namespace(top_k=settings.top_k), (), BUILD_COMMAND + inputs.command)
     plan = replace(base, candidate_k=max(depths))
-    found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, Profiler(), progress_bar, None, variants)
+    found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, profiler, progress_bar, None, variants)
     runs, warnings = [replace(found.fused, name="off")], []
     for rerankers in _rerankers(flags, settings, resolver, corpus):
         warnings += [model.warning for model, _ in rerankers if model.warning]
@@ -127,7 +128,7 @@ def _make(
                 read = replace(found, fused=fused, passages=passages)
                 shallow = replace(deepest, candidate_k=depth)
                 made[depth] = fused, candidate_scores(
-                    inputs.data, corpus, chunks, queries, read, shallow, device, Profiler(), progress_bar,
+                    inputs.data, corpus, chunks, queries, read, shallow, device, profiler, progress_bar,
                     load_first=False,
                 )  # fmt: skip
             for depth in depths:
@@ -170,6 +171,7 @@ def _run(settings: Settings, flags: argparse.Namespace) -> None:
     if qrels is None:
         raise UserError(f"no labels at {inputs.no_labels}: nothing can be compared. Give --labels FILE.")
     warnings: list[str] = []
+    profiler = Profiler()
     if flags.runs:
         command = SEARCH_COMMAND + inputs.command + (f" --limit {flags.limit}" if flags.limit else "")
         read = [_read(text, inputs, corpus, queries, command) for text in flags.runs]
@@ -180,7 +182,7 @@ def _run(settings: Settings, flags: argparse.Namespace) -> None:
             warnings += differing_settings(made_with)
     else:
         variants = load_variants(settings, inputs.data, every_query, queries)
-        runs, warnings = _make(flags, settings, inputs, corpus, chunks, queries, encoders, resolver, variants)
+        runs, warnings = _make(flags, settings, inputs, corpus, chunks, queries, encoders, resolver, variants, profiler)
     comparison = compare(runs, corpus, queries, qrels)
     notes = [f"WARNING: {warning}" for warning in dict.fromkeys(warnings)]
     for line in markdown(comparison, corpus, notes).splitlines():
@@ -192,6 +194,7 @@ def _run(settings: Settings, flags: argparse.Namespace) -> None:
         "settings": settings.snapshot(),
         "corpus": corpus.fingerprint,
         "questions": queries.fingerprint,
+        **({} if flags.runs else {"profile": profiler.record()}),
     }
     for path in save(comparison, corpus, folder, record, notes):
         log.info("Saved: %s", path)

@@ -28,7 +28,7 @@ from src.engine.devices import pick_device
 FILES = ("websites.csv", "questions.csv", "qrels.csv")
 HEADER = (
     "| set | documents | questions | K | Hit@1 off -> on | points (95 %) | p | Hit@5 off -> on | points (95 %) | p | "
-    "Recall@K | cross-encoder alone, Hit@1 |"
+    "Recall@K | cross-encoder alone, Hit@1 | stage one + cross-encoder, s | pairs read |"
 )
 
 log = logging.getLogger("search")
@@ -123,7 +123,16 @@ def table_row(found: Mapping[str, Any], candidates: int) -> str:
             f"{differences[metric]['p']:.3f}",
         ]
     cells += [f"{found['runs'][0]['gap'] + off['Hit@5']['mean']:.4f}", f"{alone['Hit@1']['mean']:.4f}"]
+    cells += _time_and_pairs(found["profile"]["stages"])
     return "| " + " | ".join(cells) + " |"
+
+
+def _time_and_pairs(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Wall time of stage one and of the cross-encoder without its loading, and how many pairs that was."""
+    seconds = {stage["name"]: stage["seconds"] for stage in stages if stage["name"] != "load"}
+    second = seconds.pop("tokenise") + seconds.pop("rerank")
+    pairs = next(stage["items"] for stage in stages if stage["name"] == "rerank")
+    return [f"{sum(seconds.values()):.0f} + {second:.0f}", f"{pairs:,}"]
 
 
 def mean_gain(found: Sequence[Mapping[str, Any]], metric: str) -> float:

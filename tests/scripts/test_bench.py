@@ -297,15 +297,20 @@ def test_table_row_by_hand() -> None:
     def difference(metric: str, mean: float, low: float, high: float, p: float) -> dict[str, Any]:
         return {"metric": metric, "change": {"mean": mean, "low": low, "high": high}, "p": p}
 
+    def stage(name: str, seconds: float, items: int = 7) -> dict[str, Any]:
+        return {"name": name, "seconds": seconds, "items": items}
+
     changes = [difference("Hit@1", 0.05, 0.01, 0.09, 0.0321), difference("Hit@5", -0.01, -0.04, 0.02, 0.5)]
     found = {
         "set": "tiny", "documents": 1234, "labelled": 200,
         "runs": [run(0.5, 0.75, 0.2), run(0.55, 0.74, 0.0), run(0.4, 0.6, 0.0)],
         "pairs": [{"differences": changes}],
+        "profile": {"stages": [stage("encode", 1.5), stage("load", 100), stage("bm25", 2), stage("tokenise", 0.5),
+                               stage("rerank", 40, 19_400)]},
     }  # fmt: skip
     assert bench_quality.table_row(found, 100) == (
         "| tiny | 1,234 | 200 | 100 | 0.5000 -> 0.5500 | +5.0 (+1.0 to +9.0) | 0.032 | 0.7500 -> 0.7400 | "
-        "-1.0 (-4.0 to +2.0) | 0.500 | 0.9500 | 0.4000 |"
+        "-1.0 (-4.0 to +2.0) | 0.500 | 0.9500 | 0.4000 | 4 + 40 | 19,400 |"
     )
     assert bench_quality.mean_gain([found, found], "Hit@1") == pytest.approx(5.0)
 

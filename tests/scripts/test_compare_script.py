@@ -31,6 +31,7 @@ def test_runs_on_disk_and_a_submission(project: Project) -> None:
     assert [run["name"] for run in found["runs"]] == ["rerank-off", "rerank-on", "submission"]  # type: ignore[attr-defined,union-attr]
     assert [run["depth"] for run in found["runs"]] == [5, 5, 3]  # type: ignore[attr-defined,union-attr]
     assert found["labelled"] == 4
+    assert "profile" not in found  # it would be the time of reading
     # The submission lists three: what looks deeper is no loss of its order.
     assert any("because submission lists no more than 3 documents per question: Hit@5, " in line for line in lines)
     assert any(line.startswith("| Hit@1 |") for line in lines)
@@ -59,6 +60,7 @@ def test_a_sweep_scores_no_pair_twice(project: Project) -> None:
     again = project.run("05_compare", "--candidates", "3", "--weights", "0.5", "--name", "again")
     assert [line for line in again if line.startswith("Pairs: ")] == ["Pairs: 0 scored, 12 kept from earlier runs"]
     found = json.loads((project.data / "results" / "sweep" / "compare.json").read_text(encoding="utf-8"))
+    assert [stage["items"] for stage in found["profile"]["stages"] if stage["name"] == "rerank"] == [16]
     names = [run["name"] for run in found["runs"]]
     assert names[0] == "off"
     assert [name.split(" ", 1)[1] for name in names[1:]] == ["K=2 w=0", "K=2 w=1", "K=4 w=0", "K=4 w=1"]
