@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,29 +12,79 @@ import numpy.typing as npt
 from src.core.types import offsets_of
 
 
+class Tokens(Protocol):
+    """Tokens of B texts or joined pairs; text i has those from ``offsets[i]`` to ``offsets[i + 1]``."""
+
+    @property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """int64 [B + 1]."""
+        ...
+
+    @property
+    def ids(self) -> npt.NDArray[np.int32]:
+        """int32 [T]."""
+        ...
+
+    @property
+    def types(self) -> npt.NDArray[np.int32] | None:
+        """Token types, int32 [T]; ``None`` where the model takes none."""
+        ...
+
+    def part(self, rows: slice) -> "Tokens":
+        """Some of the texts, next to each other."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainTokens:
+    """Tokens that are there; see :class:`Tokens`."""
+
+    ids: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    types: npt.NDArray[np.int32] | None = None
+
+    def part(self, rows: slice) -> "PlainTokens":
+        """See :class:`Tokens`."""
+        offsets = self.offsets[rows.start : rows.stop + 1]
+        inside = slice(int(offsets[0]), int(offsets[-1]))
+        return PlainTokens(self.ids[inside], offsets - offsets[0], None if self.types is None else self.types[inside])
+
+
 @dataclass(frozen=True)
 class TokenBatch:
-    """Texts or joined pairs of similar length, one after another; padded rows are made where they are asked for.
+    """Texts or joined pairs of similar length; their ids, and padded rows, are made where they are asked for.
 
     Attributes:
         rows: int64 [B], where their results belong.
-        tokens: int32 [T] token ids of all of them.
-        offsets: int64 [B + 1]; text i has the tokens ``offsets[i]`` to ``offsets[i + 1]``.
-        kinds: int32 [T] token types; ``None`` where the model takes none.
+        source: what their tokens are, or how to join them.
         pad: id that fills up short rows.
     """
 
     rows: npt.NDArray[np.int64]
-    tokens: npt.NDArray[np.int32]
-    offsets: npt.NDArray[np.int64]
-    kinds: npt.NDArray[np.int32] | None = None
+    source: Tokens
     pad: int = 0
 
     @classmethod
     def of_rows(cls, rows: npt.NDArray[np.int64], texts: Sequence[Sequence[int]], pad: int) -> "TokenBatch":
         """Texts as lists of token ids."""
         offsets = offsets_of([len(text) for text in texts])
-        return cls(rows, np.fromiter(chain.from_iterable(texts), np.int32, int(offsets[-1])), offsets, None, pad)
+        ids = np.fromiter(chain.from_iterable(texts), np.int32, int(offsets[-1]))
+        return cls(rows, PlainTokens(ids, offsets), pad)
+
+    @property
+    def tokens(self) -> npt.NDArray[np.int32]:
+        """Token ids of all of them, int32 [T]."""
+        return self.source.ids
+
+    @property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """int64 [B + 1]; text i has the tokens ``offsets[i]`` to ``offsets[i + 1]``."""
+        return self.source.offsets
+
+    @property
+    def kinds(self) -> npt.NDArray[np.int32] | None:
+        """Token types, int32 [T]; ``None`` where the model takes none."""
+        return self.source.types
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -49,7 +100,7 @@ class TokenBatch:
     def places(self) -> npt.NDArray[np.int32]:
         """Place of each token in its text, from 0, int32 [T]."""
         places: npt.NDArray[np.int32] = (
-            np.arange(len(self.tokens)) - np.repeat(self.offsets[:-1], self.lengths)
+            np.arange(int(self.offsets[-1])) - np.repeat(self.offsets[:-1], self.lengths)
         ).astype(np.int32)
         return places
 
@@ -82,10 +133,7 @@ class TokenBatch:
     def part(self, rows: slice) -> "TokenBatch":
         """Some of its rows, next to each other."""
         first, last, _ = rows.indices(len(self.rows))
-        inside = slice(int(self.offsets[first]), int(self.offsets[last]))
-        kinds = None if self.kinds is None else self.kinds[inside]
-        offsets = self.offsets[first : last + 1] - self.offsets[first]
-        return TokenBatch(self.rows[rows], self.tokens[inside], offsets, kinds, self.pad)
+        return TokenBatch(self.rows[first:last], self.source.part(slice(first, last)), self.pad)
 
 
 def token_budget_batches(

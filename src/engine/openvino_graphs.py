@@ -27,7 +27,7 @@ from src.core.artifacts import fingerprint as fingerprint_of
 from src.core.errors import StaleArtifactError, UserError
 from src.core.memory import first_line, means_out_of_memory
 from src.core.types import offsets_of
-from src.engine.batches import TokenBatch
+from src.engine.batches import PlainTokens, TokenBatch
 from src.engine.lanes import serve_all
 from src.engine.memory_limit import MemoryLimit
 
@@ -75,9 +75,10 @@ class Traceable:
         """Made-up texts, the first as long as the batch is wide, the others shorter."""
         generator = np.random.default_rng(rows * 1000 + width)
         lengths = np.linspace(width, max(3, width // 2), rows).astype(np.int64)
-        batch = TokenBatch(np.arange(rows), np.zeros(int(lengths.sum()), np.int32), offsets_of(lengths), None, self.pad)
-        ids = generator.integers(5, self.vocabulary, len(batch.tokens)).astype(np.int32)
-        return replace(batch, tokens=ids, kinds=(batch.places >= width // 3).astype(np.int32))
+        ids = generator.integers(5, self.vocabulary, int(lengths.sum())).astype(np.int32)
+        batch = TokenBatch(np.arange(rows), PlainTokens(ids, offsets_of(lengths)), self.pad)
+        types = (batch.places >= width // 3).astype(np.int32)
+        return replace(batch, source=PlainTokens(ids, batch.offsets, types))
 
     def tensors(self, batch: TokenBatch) -> dict[str, Tensor]:
         """The inputs that the graph takes."""
@@ -208,7 +209,7 @@ def _load_probes(path: Path) -> list[Probe]:
             tokens, offsets, kinds, pad = (arrays[f"{number}/{name}"] for name in ("tokens", "offsets", "kinds", "pad"))
             outputs = sum(name.startswith(f"{number}/output/") for name in arrays)
             expected = tuple(arrays[f"{number}/output/{i}"] for i in range(outputs))
-            batch = TokenBatch(np.arange(len(offsets) - 1), tokens, offsets, kinds, int(pad))
+            batch = TokenBatch(np.arange(len(offsets) - 1), PlainTokens(tokens, offsets, kinds), int(pad))
             probes.append(Probe(batch, expected))
     return probes
 

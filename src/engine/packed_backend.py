@@ -14,8 +14,9 @@ from torch import Tensor
 
 from src.core.errors import UserError
 from src.core.memory import first_line, means_out_of_memory
-from src.engine.batches import TokenBatch
+from src.engine.batches import PlainTokens, TokenBatch
 from src.engine.bert_forward import BertPairForward, PackedLayout, VariableLengthAttention
+from src.engine.card_pairs import CardPairs
 from src.engine.memory_limit import MemoryLimit
 from src.engine.openvino_graphs import BackendUnavailableError
 from src.engine.torch_backend import load_classifier
@@ -97,6 +98,7 @@ class PackedBackend:
         self.attention = attention
         self.arithmetic = str(dtype).removeprefix("torch.")
         self.limit = MemoryLimit("the cross-encoder", device)
+        self.pairs = CardPairs(self.device)
         self.forward: BertPairForward | None = None
 
     def load(self) -> None:
@@ -165,24 +167,17 @@ class PackedBackend:
     def _logits(self, batch: TokenBatch) -> _Logits:
         assert self.forward is not None
         assert self.attention is not None
-        types = None if batch.kinds is None else self._to_device(batch.kinds)
-        layout = PackedLayout(self._to_device(batch.offsets.astype(np.int32)), batch.shape[1], self.attention)
         with torch.inference_mode():
-            logits: Tensor = self.forward(self._to_device(batch.tokens), self._to_device(batch.places), types, layout)
-            return _Logits.of(logits, self.device)
-
-    def _to_device(self, values: npt.NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(values))
-        if self.device.type != "cuda":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+            found = self.pairs.tokens(batch)
+            layout = PackedLayout(found.offsets, batch.shape[1], self.attention)
+            return _Logits.of(self.forward(found.ids, found.places, found.types, layout), self.device)
 
 
 def _probe(model: Any) -> tuple[TokenBatch, Tensor]:
     """Three made-up pairs, and the logits that the model gives them."""
     offsets = np.array([0, 9, 49, 72])
     tokens = np.random.default_rng(0).integers(5, model.config.vocab_size, offsets[-1]).astype(np.int32)
-    batch = TokenBatch(np.arange(3), tokens, offsets)
+    batch = TokenBatch(np.arange(3), PlainTokens(tokens, offsets))
     with torch.inference_mode():
         found: Tensor = model(input_ids=torch.from_numpy(batch.ids), attention_mask=torch.from_numpy(batch.mask)).logits
     return batch, found[:, 0]

@@ -218,7 +218,8 @@ class CrossEncoderScorer:
         """Pairs as the backend gets them: joined, sorted by length, in batches."""
         limits = self._limits(questions.lengths[pairs[:, 0]])
         for rows in token_budget_batches(self.pair_lengths(questions, passages, pairs), *self._bounds()):
-            yield self._batch(questions, passages, pairs[rows], limits[rows], rows)
+            joined = self.template.join(questions, passages, pairs[rows], limits[rows])
+            yield TokenBatch(rows, joined, int(self.tokenizer.pad_token_id or 0))
 
     def _bounds(self) -> tuple[int, int]:
         """Most pairs and most tokens of a batch; halving the batch size halves both, and so the memory."""
@@ -226,20 +227,6 @@ class CrossEncoderScorer:
             tokens = self.batch_size * self.backend.tokens_per_pair
             return tokens, tokens
         return self.batch_size, min(self.batch_size * self.max_length, self.backend.most_tokens or sys.maxsize)
-
-    def _batch(
-        self,
-        questions: TokenTable,
-        passages: TokenTable,
-        pairs: Pairs,
-        limits: npt.NDArray[np.int64],
-        rows: npt.NDArray[np.int64],
-    ) -> TokenBatch:
-        ids, offsets = self.template.join(questions, passages, pairs, limits)
-        types = None
-        if self.template.uses_types:
-            types = self.template.types(questions.lengths[pairs[:, 0]], offsets)
-        return TokenBatch(rows, ids, offsets, types, int(self.tokenizer.pad_token_id or 0))
 
 
 def make_scorer(

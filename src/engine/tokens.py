@@ -1,7 +1,8 @@
 """Each text is tokenised once; pairs are put together from token ids, as the tokenizer itself would do it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -120,15 +121,12 @@ class PairTemplate:
 
     def join(
         self, questions: TokenTable, passages: TokenTable, pairs: Ids, limits: npt.NDArray[np.int64]
-    ) -> tuple[Ids, npt.NDArray[np.int64]]:
-        """Ids of pairs, one pair after another; passages are cut, questions never.
+    ) -> "JoinedPairs":
+        """Pairs, one after another; passages are cut, questions never.
 
         Args:
             pairs: int32 [B, 2], rows of the two tables.
             limits: int64 [B], most tokens of each pair.
-
-        Returns:
-            int32 [T], and int64 [B + 1]: pair i has the ids from ``offsets[i]`` to ``offsets[i + 1]``.
 
         Raises:
             ValueError: where a question alone leaves no room.
@@ -138,30 +136,60 @@ class PairTemplate:
         if len(room) and room.min() < 0:
             worst = int(room.argmin())
             raise ValueError(f"a question of {asked[worst]} tokens does not fit into a pair of {limits[worst]}")
-        read = np.minimum(passages.lengths[pairs[:, 1]], room)
-        offsets = offsets_of(asked + read + self.special_tokens)
-        ids = np.empty(int(offsets[-1]), dtype=np.int32)
-        question = offsets[:-1] + len(self.prefix)
-        passage = question + asked + len(self.middle)
+        return JoinedPairs(self, questions, passages, pairs, asked, np.minimum(passages.lengths[pairs[:, 1]], room))
+
+
+@dataclass(frozen=True)
+class JoinedPairs:
+    """Pairs and where their tokens lie; they are put together where they are asked for.
+
+    It is what :class:`~src.engine.batches.Tokens` asks for. A card may put them together by itself.
+
+    Attributes:
+        pairs: int32 [B, 2], rows of the two tables.
+        asked, read: int64 [B], tokens of the question, and those of the passage that fit beside them.
+    """
+
+    template: PairTemplate
+    questions: TokenTable
+    passages: TokenTable
+    pairs: Ids
+    asked: npt.NDArray[np.int64]
+    read: npt.NDArray[np.int64]
+
+    @cached_property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """int64 [B + 1]; pair i has the tokens from ``offsets[i]`` to ``offsets[i + 1]``."""
+        return offsets_of(self.asked + self.read + self.template.special_tokens)
+
+    @cached_property
+    def ids(self) -> Ids:
+        """Token ids, int32 [T]."""
+        template, start = self.template, self.offsets[:-1]
+        ids = np.empty(int(self.offsets[-1]), dtype=np.int32)
+        question = start + len(template.prefix)
+        passage = question + self.asked + len(template.middle)
         for special, at in (
-            (self.prefix, offsets[:-1]), (self.middle, question + asked), (self.suffix, passage + read),
+            (template.prefix, start), (template.middle, question + self.asked), (template.suffix, passage + self.read),
         ):  # fmt: skip
             ids[at[:, None] + np.arange(len(special))] = np.array(special, dtype=np.int32)
-        _copy_runs(ids, question, questions.ids, questions.offsets[pairs[:, 0]], asked)
-        _copy_runs(ids, passage, passages.ids, passages.offsets[pairs[:, 1]], read)
-        return ids, offsets
+        _copy_runs(ids, question, self.questions.ids, self.questions.offsets[self.pairs[:, 0]], self.asked)
+        _copy_runs(ids, passage, self.passages.ids, self.passages.offsets[self.pairs[:, 1]], self.read)
+        return ids
 
-    def types(self, question_lengths: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> Ids:
-        """Token types of joined pairs, int32 [T].
+    @cached_property
+    def types(self) -> Ids | None:
+        """Token types, int32 [T]; ``None`` where the model takes none."""
+        template = self.template
+        if not template.uses_types:
+            return None
+        borders = self.offsets[:-1] + len(template.prefix) + self.asked + template.middle_question_tokens
+        of_question = np.arange(int(self.offsets[-1])) < np.repeat(borders, np.diff(self.offsets))
+        return np.where(of_question, template.question_type, template.passage_type).astype(np.int32)
 
-        Args:
-            question_lengths: int64 [B].
-            offsets: int64 [B + 1], of :meth:`join`.
-        """
-        lengths = np.diff(offsets)
-        borders = offsets[:-1] + len(self.prefix) + question_lengths + self.middle_question_tokens
-        of_question = np.arange(int(offsets[-1])) < np.repeat(borders, lengths)
-        return np.where(of_question, self.question_type, self.passage_type).astype(np.int32)
+    def part(self, rows: slice) -> "JoinedPairs":
+        """Some of the pairs, next to each other."""
+        return replace(self, pairs=self.pairs[rows], asked=self.asked[rows], read=self.read[rows])
 
 
 def _copy_runs(

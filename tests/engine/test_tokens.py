@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from src.engine.batches import TokenBatch, token_budget_batches
+from src.engine.batches import PlainTokens, TokenBatch, token_budget_batches
 from src.engine.tokens import PairTemplate, tokenize
 from tests.conftest import bert_tokenizer, xlmr_tokenizer
 
@@ -55,8 +55,9 @@ def test_join_equals_the_tokenizers_own_pairs(
         dtype=np.int32,
     ).reshape(-1, 2)
     limits = np.full(len(pairs), max_length)
-    ids, offsets = template.join(asked, read, pairs, limits)
-    types = template.types(asked.lengths[pairs[:, 0]], offsets)
+    joined = template.join(asked, read, pairs, limits)
+    ids, offsets, types = joined.ids, joined.offsets, joined.types
+    assert (types is None) == (not template.uses_types)
     lengths = template.pair_lengths(asked.lengths[pairs[:, 0]], read.lengths[pairs[:, 1]], max_length)
     assert lengths.tolist() == np.diff(offsets).tolist()
     for i, (q, p) in enumerate(pairs.tolist()):
@@ -66,7 +67,7 @@ def test_join_equals_the_tokenizers_own_pairs(
         )
         inside = slice(offsets[i], offsets[i + 1])
         assert ids[inside].tolist() == own["input_ids"][0]
-        if template.uses_types:
+        if types is not None:
             assert types[inside].tolist() == own["token_type_ids"][0]
 
 
@@ -74,11 +75,15 @@ def test_pairs_have_limits_of_their_own() -> None:
     template = PairTemplate.of(TOKENIZERS["bert"])
     table = tokenize(TOKENIZERS["bert"], ["ab", "cdefgh"])
     pairs = np.array([(0, 1), (0, 1)], dtype=np.int32)
-    ids, offsets = template.join(table, table, pairs, np.array([7, 9]))
+    joined = template.join(table, table, pairs, np.array([7, 9]))
     a, b, c, d, e, f = (int(table.ids[i]) for i in range(6))
     # [CLS] a b [SEP] c d [SEP], and the same with two more of the passage.
-    assert ids.tolist() == [2, a, b, 3, c, d, 3, 2, a, b, 3, c, d, e, f, 3]
-    assert offsets.tolist() == [0, 7, 16]
+    assert joined.ids.tolist() == [2, a, b, 3, c, d, 3, 2, a, b, 3, c, d, e, f, 3]
+    assert joined.offsets.tolist() == [0, 7, 16]
+    second = joined.part(slice(1, 2))
+    assert (second.ids.tolist(), second.offsets.tolist()) == ([2, a, b, 3, c, d, e, f, 3], [0, 9])
+    assert second.types is not None
+    assert second.types.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1]
 
 
 def test_templates_by_hand() -> None:
@@ -101,7 +106,8 @@ def test_a_batch_in_rows_and_in_parts() -> None:
     assert batch.mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
     assert batch.places.tolist() == [0, 1, 2, 0, 0, 1]
     assert sorted(batch.inputs) == ["attention_mask", "input_ids"]
-    part = replace(batch, kinds=np.array([0, 1, 1, 0, 0, 1], np.int32)).part(slice(1, 3))
+    typed = PlainTokens(batch.tokens, batch.offsets, np.array([0, 1, 1, 0, 0, 1], np.int32))
+    part = replace(batch, source=typed).part(slice(1, 3))
     assert (part.rows.tolist(), part.ids.tolist()) == ([5, 9], [[4, 8], [5, 6]])
     assert part.inputs["token_type_ids"].tolist() == [[0, 0], [0, 1]]
 
