@@ -23,7 +23,7 @@ from src.quality.evaluate import evaluate
 from src.stages.chunk import Chunking, chunk_corpus, sentence_spans
 from src.stages.fuse import Weighted, fuse
 from src.stages.index import Bm25Index, FaissIndex
-from src.stages.late_interaction import late_scores
+from src.stages.late_interaction import late_scores, maxsim_over
 from src.stages.preprocess import read_corpus, read_queries
 from src.stages.rerank import CandidateScorer, PassageTexts, blend
 from src.stages.retrieve import best_chunks, dense_run, follow_documents, lexical_run
@@ -152,7 +152,7 @@ def run_stages(folder: Path, model: Path, tokenizer: Any, profiler: Profiler) ->
         _token_vectors(lengths, values) for lengths in (scorer.tokenize(queries.texts).lengths, passage_lengths)
     )
     with profiler.stage("late interaction", len(queries), "questions"):
-        before, near = fused, late_scores(of_questions, of_passages, chosen)
+        before, near = fused, late_scores(of_questions, maxsim_over(of_passages, "cpu"), chosen)
         fused = blend(before, near, 0.15, "fused")
         chosen = follow_documents(chosen, before, fused)
     with profiler.stage("tokenise"):

@@ -32,7 +32,7 @@ from src.models.resolve import ResolvedModel
 from src.quality.fit import FusionFit, fit_fusion
 from src.stages.fuse import Method, Weighted, fuse, fuse_wordings
 from src.stages.index import Bm25Index, FaissIndex
-from src.stages.late_interaction import late_scores, late_scores_in_blocks
+from src.stages.late_interaction import late_scores, late_scores_in_blocks, maxsim_over
 from src.stages.rerank import blend
 from src.stages.retrieve import PassageChoice, choose_passages, dense_run, follow_documents, lexical_run
 from src.stages.variants import QueryVariants, RerankerQuery
@@ -294,9 +294,10 @@ def _late_scores(
         require_current(folder, TOKENS, *identity, fix=fix)
         tokens = load_token_vectors(folder, len(units.texts), fix)
         with stage, bar as progress:
+            score = maxsim_over(tokens, indices.device)
             return spool.filled(
                 len(passages), passages.shape[1:2], np.float32,
-                lambda rows: late_scores(questions.part(rows), tokens, passages[rows], progress),
+                lambda rows: late_scores(questions.part(rows), score, passages[rows], progress),
             )  # fmt: skip
     log.info("Token vectors were too large to be kept: those of the candidates are made now")
     model = load_encoder(encoder, indices)
@@ -309,7 +310,9 @@ def _late_scores(
     with stage, bar as progress:
         return spool.filled(
             len(passages), passages.shape[1:2], np.float32,
-            lambda rows: late_scores_in_blocks(questions.part(rows), passages[rows], encode, most, progress),
+            lambda rows: late_scores_in_blocks(
+                questions.part(rows), passages[rows], encode, most, indices.device, progress
+            ),
         )  # fmt: skip
 
 

@@ -1,9 +1,6 @@
 """Pairs put together on a device are those of the host; on a card that is only pretended nothing is left behind."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_bert_forward import segments_attention
 from test_tokens import TEXTS, TOKENIZERS
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.overrides import TorchFunctionMode
+from torch._subclasses.fake_tensor import FakeTensor
 
-from src.engine import packed_backend
 from src.engine.batches import TokenBatch
 from src.engine.card_pairs import CardPairs
 from src.engine.packed_backend import PackedBackend, cuda_attention
 from src.engine.tokens import JoinedPairs, PairTemplate, tokenize
+from tests.pretended_card import pretended_card
 
 CPU = torch.device("cpu")
 
@@ -85,45 +81,6 @@ def test_a_card_without_room_gets_token_by_token(
         assert found.ids.tolist() == source.ids.tolist()
         assert found.types is None
     assert caplog.text.count("no room for the token tables on cpu (CUDA out of memory)") == 1
-
-
-class _Copies(TorchFunctionMode):
-    """What torch's own functions of moving would ask of a driver, as the operations underneath."""
-
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if function is torch.Tensor.pin_memory:
-            return args[0]
-        if function is torch.Tensor.to:
-            wanted: dict[str, Any] = {}
-            for value in (*args[1:], kwargs.get("device"), kwargs.get("dtype")):
-                if isinstance(value, torch.dtype):
-                    wanted["dtype"] = value
-                elif isinstance(value, str | torch.device):
-                    wanted["device"] = torch.device(value)
-            return torch.ops.aten._to_copy(args[0], **wanted)
-        if function is torch.Tensor.__getitem__ and isinstance(args[1], torch.Tensor):
-            return torch.ops.aten.index.Tensor(args[0], [args[1]])
-        if function is torch.Tensor.__getitem__ and isinstance(args[1], slice):
-            return torch.ops.aten.slice.Tensor(args[0], 0, args[1].start, args[1].stop)
-        if function is torch.Tensor.__getitem__ and isinstance(args[1], int):
-            return torch.ops.aten.select.int(args[0], 0, args[1])
-        return function(*args, **kwargs)
-
-
-class _Event:
-    def record(self, stream: object) -> None: ...
-
-
-@contextmanager
-def pretended_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
-    """Tensors without values: every operation still asks for one device, one type and fitting shapes, as on a card."""
-    monkeypatch.setattr(packed_backend.torch.cuda, "Event", _Event)
-    monkeypatch.setattr(packed_backend.torch.cuda, "current_stream", lambda device: None)
-    with FakeTensorMode(allow_non_fake_inputs=True), _Copies():
-        yield torch.device("cuda:0")
 
 
 @pytest.mark.parametrize("style", ["bert", "xlm-r"])

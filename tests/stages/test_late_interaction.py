@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.core.types import Rows, Run, TokenVectors
-from src.stages.late_interaction import late_scores, late_scores_in_blocks, maxsim
+from src.stages.late_interaction import late_scores, late_scores_in_blocks, maxsim, maxsim_over
 from src.stages.retrieve import follow_documents
 
 
@@ -32,7 +32,7 @@ def test_question_without_tokens() -> None:
 
 def test_the_best_passage_of_a_candidate_counts() -> None:
     rows = np.array([[[0, 3], [1, -1], [-1, -1]]], np.int32)
-    found = late_scores(tokens([EAST, NORTH]), PASSAGES, rows)
+    found = late_scores(tokens([EAST, NORTH]), maxsim_over(PASSAGES, "cpu"), rows)
     assert found[0].tolist() == pytest.approx([0.9, 0.5, -1.0], abs=1e-3)
 
 
@@ -58,5 +58,5 @@ def test_blocks_change_nothing(most: int, chosen: list[list[int]]) -> None:
         return tokens(*(PASSAGES[row].tolist() for row in wanted.tolist()))
 
     found = late_scores_in_blocks(questions, rows, encode, most)
-    np.testing.assert_array_equal(found, late_scores(questions, PASSAGES, rows))
+    np.testing.assert_array_equal(found, late_scores(questions, maxsim_over(PASSAGES, "cpu"), rows))
     assert max(asked) <= max(most, 2)
