@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from _cli import add_data_flags, main, set_up_threads
+from _cli import add_data_flags, log_error, main, set_up_threads
 
 from _doctor import PARTS, Part, Patient, examine
 from _doctor_time import time_needed
 from config import Settings
+from src.insight.doctor import Finding
 
 EXIT_WOULD_FAIL = 1
 TIME: Part = ("Time of ./run_cross_encoder_search.sh", time_needed)
@@ -35,8 +36,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
         logging.disable(logging.NOTSET)
         log.setLevel(level)
     if flags.json:
-        sys.stdout.write(json.dumps({title: [asdict(f) for f in found] for title, found in parts}, ensure_ascii=False))
-        sys.stdout.write("\n")
+        _print_json(parts)
     for title, found in parts:
         if flags.json or not found:
             continue
@@ -50,5 +50,18 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
         sys.exit(EXIT_WOULD_FAIL)
 
 
+def _print_json(parts: Sequence[tuple[str, Sequence[Finding]]]) -> None:
+    sys.stdout.write(json.dumps({title: [asdict(f) for f in found] for title, found in parts}, ensure_ascii=False))
+    sys.stdout.write("\n")
+
+
+def tell_error(message: str) -> None:
+    """An error that kept the examination from starting, in the form that was asked for."""
+    if "--json" in sys.argv:
+        _print_json([("Configuration", [Finding("FAIL", "settings", message)])])
+    else:
+        log_error(message)
+
+
 if __name__ == "__main__":
-    main(run, error_code=EXIT_WOULD_FAIL)
+    main(run, error_code=EXIT_WOULD_FAIL, tell_error=tell_error)

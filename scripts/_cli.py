@@ -231,8 +231,16 @@ def _quieten_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def log_error(message: str) -> None:
+    """How scripts tell an error."""
+    log.error("ERROR: %s", message)
+
+
 def main(
-    run: Callable[[Settings, Sequence[str]], None], keep_log: bool = False, error_code: int = EXIT_USER_ERROR
+    run: Callable[[Settings, Sequence[str]], None],
+    keep_log: bool = False,
+    error_code: int = EXIT_USER_ERROR,
+    tell_error: Callable[[str], None] = log_error,
 ) -> None:
     """Run a script: plain log lines on standard output, user errors as one line and exit code ``error_code``.
 
@@ -244,6 +252,7 @@ def main(
             already keeps all output (``SEARCH_OUTPUT_IS_LOGGED``), it is not written twice. The file takes its name
             at the end, so that it may also be the target of a ``tee``.
         error_code: of user errors, settings that cannot be read among them.
+        tell_error: says what a user error is.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     stop_on_signals()
@@ -264,7 +273,7 @@ def main(
         message = _in_one_line(error)
         if message is None:
             raise
-        log.error("ERROR: %s", message)
+        tell_error(message)
         sys.exit(error_code)
 
 

@@ -224,7 +224,7 @@ def _check(probes: Sequence[Probe], infer: Callable[[TokenBatch], list[Floats]],
             known = ~np.isnan(right)
             difference = float(np.abs(ours - right)[known].max())
             if not difference <= tolerance * max(1.0, float(np.abs(right[known]).max())):
-                raise BackendUnavailableError(f"its outputs differ from torch's by {difference:.2g}")
+                raise BackendUnavailableError(f"its outputs are off by {difference:.2g}")
 
 
 def _properties(bfloat16: bool, threads: int) -> dict[str, Any]:

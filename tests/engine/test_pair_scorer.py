@@ -156,7 +156,7 @@ def test_a_kept_conversion_is_checked_whenever_it_is_loaded(
     values = np.fromfile(weights, np.uint8)
     values[3::400] ^= 2  # exponents of floats; the file stays as long as it was
     values.tofile(weights)
-    with pytest.raises(UserError, match=r"its outputs differ from torch's by .*; delete .* to convert it anew"):
+    with pytest.raises(UserError, match=r"its outputs are off by .*; delete .* to convert it anew"):
         openvino_scorer(cross_encoder, tmp_path).load()
     scorer = openvino_scorer(cross_encoder, tmp_path, "auto")
     scorer.load()

@@ -299,15 +299,25 @@ def test_every_question_is_measured(bank: Path, settings: Settings, capsys: pyte
     assert detail.startswith("question 'q28' has 162 tokens; the cross-encoder reads at most ")
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ([], "ERROR: TOP_K = '5' is not valid\n"),
+        (
+            ["--json"],
+            '{"Configuration": [{"level": "FAIL", "what": "settings", "detail": "TOP_K = \'5\' is not valid"}]}\n',
+        ),
+    ],
+)
 def test_settings_that_cannot_be_read_are_a_run_that_would_fail(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], told: str
 ) -> None:
     def unreadable() -> Settings:
         raise UserError("TOP_K = '5' is not valid")
 
     monkeypatch.setattr(_cli, "load_settings", unreadable)
     monkeypatch.setattr(_cli, "stop_on_signals", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["00_doctor.py"])
+    monkeypatch.setattr(sys, "argv", ["00_doctor.py", *flags])
     handlers = logging.root.handlers[:]
     try:
         with pytest.raises(SystemExit) as end:
@@ -315,7 +325,7 @@ def test_settings_that_cannot_be_read_are_a_run_that_would_fail(
     finally:
         logging.root.handlers[:] = handlers
     assert end.value.code == 1
-    assert capsys.readouterr().out == "ERROR: TOP_K = '5' is not valid\n"
+    assert capsys.readouterr().out == told
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (361, "6 min"), (7500, "2 h 5 min")])
