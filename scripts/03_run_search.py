@@ -28,6 +28,7 @@ from _plans import (
     reranker_plans,
     search_plan,
     settings_in_force,
+    with_flags,
 )
 from _variants import load_variants
 from config import Settings
@@ -146,7 +147,7 @@ def _run(settings: Settings, flags: argparse.Namespace) -> None:
     profiler = Profiler()
     inputs = choose_inputs(flags, settings, PROJECT_ROOT)
     log_inputs(inputs, PROJECT_ROOT)
-    configuration = list(preset_lines(settings))
+    configuration = list(preset_lines(with_flags(settings, flags)))
     for line in configuration:
         log.info("%s", line)
     resolver = model_resolver(settings)
@@ -174,6 +175,7 @@ def _run(settings: Settings, flags: argparse.Namespace) -> None:
         lines.append(f"Query variants: {variants.source}: {variants.describe(len(queries))}")
     record = _record(settings, flags, indices, plan, queries, variants)
     warnings = [m.warning for m in (*(e.model for e in encoders), *(model for model, _ in rerankers)) if m.warning]
+    warnings += [warning for encoder in encoders for warning in encoder.warnings]
     warnings += [] if settings.enable_chunks else [WITHOUT_CHUNKS]
     result = search(
         inputs.data, corpus, chunks, queries, qrels, indices, plan, flags.output, profiler, progress_bar,

@@ -29,7 +29,8 @@ from src.core.errors import StaleArtifactError, UserError
 from src.core.storage import load_corpus
 from src.core.types import Chunks, Corpus, Qrels, Queries
 from src.engine.devices import pick_device
-from src.engine.openvino_graphs import conversion_folder
+from src.engine.encoder import converted_as
+from src.engine.openvino_graphs import conversion_folder, is_converted
 from src.engine.pair_scorer import PairScorer, needs_library
 from src.indexing import EncoderPlan, IndexPlan, index_status
 from src.insight.doctor import (
@@ -173,9 +174,9 @@ class Patient:
         if self.device != "cpu" or self.settings.cpu_engine == "torch":
             return True
         kept = cpu_engine(self.settings).kept
-        used = [model for model, _ in self.rerankers if needs_library(model.directory) is None]
-        used += [encoder.model for encoder in self.encoders]
-        return all((conversion_folder(kept, model.fingerprint) / MANIFEST_NAME).is_file() for model in used)
+        used = [model.fingerprint for model, _ in self.rerankers if needs_library(model.directory) is None]
+        used += [converted_as(encoder.model.fingerprint, encoder.pooling) for encoder in self.encoders]
+        return all(is_converted(name, conversion_folder(kept, name)) for name in used)
 
     def measured_plans(self) -> tuple[IndexPlan, SearchPlan]:
         """The same by torch where OpenVINO has yet to convert: that would take longer than the examination may."""

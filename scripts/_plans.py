@@ -54,7 +54,9 @@ def encoder_plans(settings: Settings, resolver: ModelResolver) -> tuple[EncoderP
         for warning in prefixes.warnings:
             log.warning("WARNING: %s", warning)
         pooling = entry.pooling or model.assumed_pooling if own else None
-        plan = EncoderPlan(model, entry.unit, entry.weight, prefixes.query, prefixes.document, pooling)
+        plan = EncoderPlan(
+            model, entry.unit, entry.weight, prefixes.query, prefixes.document, pooling, prefixes.warnings
+        )
         same = plans.get(plan.name)
         if same is not None:
             log.warning(
@@ -182,6 +184,11 @@ def search_plan(
         fresh=getattr(flags, "fresh", False),
         build_command=build_command,
     )
+
+
+def with_flags(settings: Settings, flags: Namespace) -> Settings:
+    """The settings as the flags of the search change them."""
+    return settings.model_copy(update={"enable_cross_encoder_reranking": flags.rerank, "top_k": flags.top_k})
 
 
 def settings_in_force(settings: Settings, plan: SearchPlan) -> dict[str, Any]:

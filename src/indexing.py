@@ -51,6 +51,7 @@ class EncoderPlan:
         weight: in the fusion.
         query_prefix, document_prefix: ``None`` takes the model's own.
         pooling: where it differs from the model's own.
+        warnings: of its prefixes, to be repeated wherever results are shown.
     """
 
     model: ResolvedModel
@@ -59,11 +60,16 @@ class EncoderPlan:
     query_prefix: str | None = None
     document_prefix: str | None = None
     pooling: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """Name of its folders and of its run; prefixes and pooling are in it, so that two of one model stay apart."""
-        slug = "".join(char if char.isalnum() or char in "-_." else "-" for char in self.model.used)
+        used = self.model.used
+        if self.model.source == "directory":
+            # Its path differs from machine to machine, and artefacts are copied between them.
+            used = f"{self.model.directory.name}-{self.model.fingerprint[:8]}"
+        slug = "".join(char if char.isalnum() or char in "-_." else "-" for char in used)
         how = fingerprint([self.query_prefix, self.document_prefix, self.pooling])[:6]
         return f"dense-{self.unit}-{slug}-{how}"
 

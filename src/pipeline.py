@@ -19,7 +19,7 @@ from src.core.pair_scores import PairScores
 from src.core.spool import Spool
 from src.core.storage import DataFolder, save_run
 from src.core.types import Chunks, Corpus, Floats, Qrels, Queries, Run
-from src.engine.devices import Precision
+from src.engine.devices import Precision, every_device
 from src.engine.pair_scorer import PairScorer, make_scorer
 from src.engine.peak import ModelShape, last_layer_is_short
 from src.indexing import Bars, IndexPlan
@@ -179,7 +179,7 @@ def _model_scores(
     with profiler.stage("tokenise") as stage:
         passages = PassageTexts.of(corpus, chunks, chosen)
         # A block is what a kill costs: seconds of work, yet enough batches for every core, or to keep a card busy.
-        block = max(4, plan.cpu.threads) if device == "cpu" else 128
+        block = max(4, plan.cpu.threads) if device == "cpu" else 128 * len(every_device(device))
         reranker = CandidateScorer(scorer, passages, kept, block)
         tables = reranker.tokenize(queries)
         stage.items, stage.unit = len(queries) + len(passages.texts), "texts"

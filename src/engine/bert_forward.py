@@ -138,7 +138,8 @@ class BertPairForward(nn.Module):
         for layer in self.layers[:-1]:
             hidden = layer(hidden, layout)
         last: Any = self.layers[-1]
-        logits: Tensor = self.head(last.first(hidden, layout))
+        # The head may have more bits than the layers, so that close scores stay apart.
+        logits: Tensor = self.head(last.first(hidden, layout).to(self.head[0].weight.dtype))
         return logits.reshape(-1)
 
 

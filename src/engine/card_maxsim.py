@@ -49,7 +49,7 @@ class CardMaxSim:
 
     def __call__(self, question: Floats, rows: Rows) -> Floats:
         """See :func:`~src.stages.late_interaction.maxsim`."""
-        if not len(question):
+        if not len(question) or not len(rows):
             return np.full(len(rows), LOWEST, dtype=np.float32)
         scores: Floats = self.scores(question, rows).cpu().numpy()
         return scores

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Role = Literal["query", "document"]
+CARD_BATCHES = 8  # a batch that fills the cores of a CPU leaves a card idle between two
 Progress = Callable[[int], None]
 OnTokens = Callable[[int, npt.NDArray[np.float32]], None]
 
@@ -75,7 +76,7 @@ class SentenceEncoder:
             )
         if pooling is not None:
             _set_pooling(self.model, pooling, directory)
-            fingerprint = f"{pooling}-{fingerprint}"
+            fingerprint = converted_as(fingerprint, pooling)
         if self.tokenizer.pad_token_id is None:
             raise UserError(
                 f"ENCODERS: the tokenizer in {directory} has no padding token. Set pad_token in its "
@@ -243,13 +244,19 @@ class SentenceEncoder:
         if on_tokens is None:
             vectors[:] = self._by_torch(texts, role, batch_size, convert_to_numpy=True)
             return
-        for i, features in enumerate(self._by_torch(texts, role, batch_size, output_value=None)):
-            vectors[i] = features["sentence_embedding"].float().cpu().numpy()
-            filled = features["attention_mask"].bool()
-            on_tokens(i, self._inner_tokens(features["token_embeddings"][filled].float().cpu().numpy()))
+        found = self._by_torch(texts, role, batch_size, output_value=None)
+        # A card is waited for with every copy: one for all texts, not three for each.
+        vectors[:] = torch.stack([one["sentence_embedding"] for one in found]).float().cpu().numpy()
+        filled = torch.cat([one["attention_mask"] for one in found]).bool().cpu().numpy()
+        tokens = torch.cat([one["token_embeddings"] for one in found]).float().cpu().numpy()
+        ends = np.cumsum([len(one["attention_mask"]) for one in found])
+        for i, (start, end) in enumerate(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)):
+            on_tokens(i, self._inner_tokens(tokens[start:end][filled[start:end]]))
 
     def _by_torch(self, texts: Sequence[str], role: Role, batch_size: int, **asked: Any) -> Any:
         """What sentence-transformers makes of texts, in smaller batches where memory runs out."""
+        if self.model.device.type == "cuda":
+            batch_size *= CARD_BATCHES
         while True:
             size = batch_size if self.largest_batch is None else min(batch_size, self.largest_batch)
             try:
@@ -284,6 +291,11 @@ class SentenceEncoder:
     def _tokens_before(self) -> int:
         mask = self.tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
         return int(np.argmin(mask))
+
+
+def converted_as(fingerprint: str, pooling: str | None) -> str:
+    """What names the conversion of a model with a pooling of the settings; ``None`` leaves the model's own."""
+    return fingerprint if pooling is None else f"{pooling}-{fingerprint}"
 
 
 def _set_pooling(model: "SentenceTransformer", pooling: str, directory: Path) -> None:

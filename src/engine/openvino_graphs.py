@@ -115,19 +115,28 @@ def ensure_converted(name: str, fingerprint: str, folder: Path, prepare: Callabl
         BackendUnavailableError: where OpenVINO cannot convert the model, or the graph computes something else.
         UserError: where the model's files cannot be loaded.
     """
-    inputs = {"model": fingerprint}
-    settings = {"openvino": openvino.__version__, "revision": GRAPH_REVISION}
-    try:
-        require_current(folder, "openvino", inputs, settings, fix="automatic")
+    if is_converted(fingerprint, folder):
         return folder / GRAPH
-    except StaleArtifactError:
-        log.info("Converting %s for OpenVINO (once) ...", name)
+    log.info("Converting %s for OpenVINO (once) ...", name)
     model = prepare()
     graph = _convert(model)
     probes = _probes(model)
     _check(probes, partial(_infer, openvino.Core().compile_model(graph, "CPU", _properties(False, 1))), TOLERANCE)
-    _keep(graph, probes, folder, inputs, settings, {})
+    _keep(graph, probes, folder, *_identity(fingerprint), {})
     return folder / GRAPH
+
+
+def is_converted(fingerprint: str, folder: Path) -> bool:
+    """Whether the kept graph of a model will do."""
+    try:
+        require_current(folder, "openvino", *_identity(fingerprint), fix="automatic")
+    except StaleArtifactError:
+        return False
+    return True
+
+
+def _identity(fingerprint: str) -> tuple[dict[str, str], dict[str, Any]]:
+    return {"model": fingerprint}, {"openvino": openvino.__version__, "revision": GRAPH_REVISION}
 
 
 def keep_changed(

@@ -52,8 +52,7 @@ class _Logits:
     done: torch.cuda.Event | None
 
     @classmethod
-    def of(cls, logits: Tensor, device: torch.device) -> "_Logits":
-        made_in, logits = logits.dtype, logits.float()
+    def of(cls, logits: Tensor, made_in: torch.dtype, device: torch.device) -> "_Logits":
         if device.type != "cuda":
             return cls(logits, made_in, None)
         host = logits.to("cpu", non_blocking=True)
@@ -130,6 +129,7 @@ class PackedBackend:
         # The packed pass shares the model's weights: what they give in float32 is asked before they are converted.
         batch, expected = _probe(model)
         self.forward = BertPairForward(model).eval().to(self.device, dtype)
+        self.forward.head.float()
         found = self._logits(batch).wait()
         if not bool(torch.isfinite(found).all()):
             return False
@@ -156,7 +156,13 @@ class PackedBackend:
         if self.dtype == torch.float16:
             log.warning("Scores beyond the range of float16: bfloat16 is used from now on, for these pairs too.")
             self.dtype, self.arithmetic = torch.bfloat16, "bfloat16"
-            self._load_as(self.dtype)
+            try:
+                self._load_as(self.dtype)
+            except BackendUnavailableError as error:
+                raise UserError(
+                    f"the cross-encoder leaves the range of float16, and in bfloat16 {error}. Set RERANKER_PRECISION = "
+                    "'exact'."
+                ) from error
         if logits.made_in == torch.float16:  # this part, or the one that was on its way when the last one was stored
             scores[part.rows] = self._logits(part).wait().numpy()
         if not np.isfinite(scores[part.rows]).all():
@@ -170,7 +176,8 @@ class PackedBackend:
         with torch.inference_mode():
             found = self.pairs.tokens(batch)
             layout = PackedLayout(found.offsets, batch.shape[1], self.attention)
-            return _Logits.of(self.forward(found.ids, found.places, found.types, layout), self.device)
+            logits: Tensor = self.forward(found.ids, found.places, found.types, layout)
+            return _Logits.of(logits, self.dtype, self.device)
 
 
 def _probe(model: Any) -> tuple[TokenBatch, Tensor]:

@@ -14,16 +14,19 @@ class PairBackend(Protocol):
 
     Attributes:
         name: for the log.
-        arithmetic: the type that matrices are multiplied in, such as ``float32``.
         most_tokens: tokens per batch beyond which the backend gets slower; ``None`` where it does not.
         tokens_per_pair: where a batch is bounded by tokens alone, how many each pair of the batch size stands for;
             ``None`` where pairs are bounded too.
     """
 
     name: str
-    arithmetic: str
     most_tokens: int | None
     tokens_per_pair: int | None
+
+    @property
+    def arithmetic(self) -> str:
+        """The type that matrices are multiplied in, such as ``float32``."""
+        ...
 
     def load(self) -> None:
         """Load the weights; called once, before the first batch.

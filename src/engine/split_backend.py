@@ -27,9 +27,13 @@ class SplitBackend:
         self.backends = tuple(backends)
         first = self.backends[0]
         self.name = f"{first.name} on {len(self.backends)} devices"
-        self.arithmetic = first.arithmetic
         self.most_tokens = first.most_tokens
         self.tokens_per_pair = first.tokens_per_pair
+
+    @property
+    def arithmetic(self) -> str:
+        """That of the devices; where one had to leave float16, its scores are not kept as those of float16."""
+        return max((backend.arithmetic for backend in self.backends), key=lambda name: name == "bfloat16")
 
     def load(self) -> None:
         """See :class:`~src.engine.pair_backends.PairBackend`; a device that cannot run the model is left out.

@@ -32,7 +32,7 @@ class TokenTable:
     def __getitem__(self, row: int) -> Ids:
         return self.ids[self.offsets[row] : self.offsets[row + 1]]
 
-    @property
+    @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens per text, int64 [N]."""
         return np.diff(self.offsets)

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from src.models.resolve import ResolvedModel
 log = logging.getLogger(__name__)
 
 _WEB_SEARCH = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+
+# Names that models give the prompt of a question and that of a passage.
+_QUERY_PROMPTS = ("query", "search_query")
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus", "search_document")
 
 # Family -> pattern of the model's name, prefix of a question, prefix of a passage; as the models' cards give them.
 FAMILIES: tuple[tuple[str, str, str, str], ...] = (
@@ -49,17 +54,26 @@ def family_of(name: str) -> tuple[str, str, str] | None:
     return None
 
 
-def own_prompts(directory: Path) -> tuple[str, str]:
-    """Prompts of a sentence-transformers directory for questions and passages, ``""`` where it has none."""
+def own_prompts(directory: Path) -> dict[str, str]:
+    """The prompts of a sentence-transformers directory that are not empty, by their names."""
     path = directory / "config_sentence_transformers.json"
     if not path.is_file():
-        return "", ""
+        return {}
     try:
         prompts = json.loads(path.read_text(encoding="utf-8")).get("prompts") or {}
+        return {name: prompt for name, prompt in prompts.items() if prompt}
     except (ValueError, AttributeError):
         # The library says what is wrong with it when the model is loaded.
-        return "", ""
-    return prompts.get("query") or "", prompts.get("document") or prompts.get("passage") or ""
+        return {}
+
+
+def _name_of(directory: Path) -> str:
+    """What a directory says of its model: its last name, in a hub cache that of the model; never a folder above it."""
+    return directory.parent.parent.name if directory.parent.name == "snapshots" else directory.name
+
+
+def _first(prompts: Mapping[str, str], names: Sequence[str]) -> str:
+    return next((prompts[name] for name in names if name in prompts), "")
 
 
 def choose_prefixes(model: ResolvedModel, query: str | None, document: str | None) -> Prefixes:
@@ -68,12 +82,18 @@ def choose_prefixes(model: ResolvedModel, query: str | None, document: str | Non
     Args:
         query, document: from the settings; ``None`` leaves the choice to the model.
     """
-    own_query, own_document = own_prompts(model.directory)
-    family = family_of(model.used)
+    prompts = own_prompts(model.directory)
+    own_query, own_document = _first(prompts, _QUERY_PROMPTS), _first(prompts, _DOCUMENT_PROMPTS)
+    family = family_of(_name_of(model.directory) if model.source == "directory" else model.used)
     source = "the model's own configuration"
     if not own_query and not own_document and family is not None:
         source, own_query, own_document = f"the rule of the {family[0]} family", family[1], family[2]
     warnings = []
+    if prompts and not own_query and not own_document and family is None and query is None and document is None:
+        warnings.append(
+            f"ENCODERS: {model.used} was trained with prompts ({', '.join(prompts)}), but none is known to be for "
+            "questions or passages: no prefix is used. Set query_prefix and document_prefix"
+        )
     known = bool(own_query or own_document or family)
     for what, given, expected in (("query_prefix", query, own_query), ("document_prefix", document, own_document)):
         if known and given is not None and given != expected:

@@ -26,6 +26,7 @@ MAX_TOKENS = 2048
 OPTIONS: Mapping[str, Any] = {"temperature": 0.3, "max_tokens": MAX_TOKENS}
 LONGEST_VARIANT = 500  # characters; what is longer is no wording of a question
 
+_NAMED = re.compile(r'"variants"\s*:\s*\[')
 _THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 log = logging.getLogger(__name__)
@@ -39,13 +40,16 @@ def messages_for(question: str, number: int) -> Messages:
 def parse_answer(answer: str, question: str, number: int) -> list[str]:
     """The variants in an answer: the last usable JSON array of strings in it, thoughts aside.
 
-    An array of ``number`` strings goes before others: models also quote words, or the question, in brackets.
+    An array under the key ``variants`` goes before others, then one of ``number`` strings: models also add notes, and
+    quote words, or the question, in brackets.
 
     Returns:
         At most ``number`` texts, none empty, equal to the question or to another; none at all where the answer is
         malformed: it holds no array of strings with anything usable in it.
     """
-    arrays = [array for array in _arrays_of_strings(_THOUGHTS.sub("", answer)) if _usable(array, question)]
+    spoken = _THOUGHTS.sub("", answer)
+    named = [_array_at(spoken, match.end() - 1)[0] for match in _NAMED.finditer(spoken)]
+    arrays = [array for array in named or _arrays_of_strings(spoken) if _usable(array, question)]
     as_asked = [array for array in arrays if len(array) == number]
     return _usable((as_asked or arrays)[-1], question)[:number] if arrays else []
 
@@ -53,15 +57,20 @@ def parse_answer(answer: str, question: str, number: int) -> list[str]:
 def _arrays_of_strings(text: str) -> Iterator[list[str]]:
     start = text.find("[")
     while start >= 0:
-        after = start + 1
-        try:
-            found, end = json.JSONDecoder().raw_decode(text, start)
-        except (ValueError, RecursionError):
-            found = []
-        if found and all(isinstance(item, str) for item in found):
+        found, after = _array_at(text, start)
+        if found:
             yield found
-            after = end
         start = text.find("[", after)
+
+
+def _array_at(text: str, start: int) -> tuple[list[str], int]:
+    """The array of strings that begins at a place, and where it ends; an empty one, and the next place, otherwise."""
+    try:
+        found, end = json.JSONDecoder().raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return [], start + 1
+    strings = bool(found) and all(isinstance(item, str) for item in found)
+    return (found, end) if strings else ([], start + 1)
 
 
 def _usable(array: Sequence[str], question: str) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from test_bert_forward import segments_attention
 from test_pair_scorer import PASSAGES, QUESTIONS, all_pairs, torch_scorer
 
+from src.core.errors import UserError
 from src.engine.batches import TokenBatch
 from src.engine.openvino_graphs import BackendUnavailableError
 from src.engine.packed_backend import PackedBackend, cuda_attention
@@ -142,6 +143,35 @@ def test_scores_beyond_float16_are_made_in_bfloat16(
     assert caplog.text.count("bfloat16 is used") == 1
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found, expected, atol=0.05 * float(np.abs(expected).max()))
+
+
+def test_a_model_that_bfloat16_does_not_save_ends_the_run_in_words(
+    xlmr_cross_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = PackedBackend(xlmr_cross_encoder, "cpu", torch.float16, overflowing(8))
+    backend.tokens_per_pair = 64
+    scorer = CrossEncoderScorer(xlmr_cross_encoder, backend, 1, 64)
+    scorer.load()
+
+    def refused(dtype: torch.dtype) -> bool:
+        raise BackendUnavailableError("its scores differ from the model's own by 3")
+
+    monkeypatch.setattr(backend, "_load_as", refused)
+    with pytest.raises(UserError, match=r"in bfloat16 its scores differ .* Set RERANKER_PRECISION = 'exact'"):
+        scores_of(scorer)
+
+
+def test_scores_keep_more_than_sixteen_bits(xlmr_cross_encoder: Path) -> None:
+    found = scores_of(CrossEncoderScorer(xlmr_cross_encoder, packed(xlmr_cross_encoder, torch.bfloat16), 8, 64))
+    rounded = torch.from_numpy(found).to(torch.bfloat16).float().numpy()
+    assert (found != rounded).mean() > 0.9
+
+
+def test_one_device_in_bfloat16_names_the_arithmetic_of_all(cross_encoder: Path) -> None:
+    split = SplitBackend([packed(cross_encoder, torch.float16) for _ in range(2)])
+    assert split.arithmetic == "float16"
+    split.backends[1].arithmetic = "bfloat16"  # type: ignore[misc]
+    assert split.arithmetic == "bfloat16"
 
 
 def test_padded_scores_beyond_float16_are_made_in_bfloat16(

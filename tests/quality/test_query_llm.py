@@ -37,6 +37,8 @@ def array(*texts: object) -> str:
         ('["a", "b", "c"], or better ["d", "e", "f"].', ["d", "e", "f"]),
         ('["a"], or better ["b", "c"]', ["b", "c"]),
         (json.dumps({"original": [QUESTION], "variants": ["a", "b"]}), ["a", "b"]),
+        (json.dumps({"variants": ["a", "b"], "notes": ["x", "y", "z"]}), ["a", "b"]),
+        (json.dumps({"variants": [], "notes": ["x", "y", "z"]}), []),
         (array("a", "b") + " " + array(QUESTION, " ", "x" * 501), ["a", "b"]),
         (array("[", "]", "a"), ["[", "]", "a"]),
         ("[" * 20_000, []),
