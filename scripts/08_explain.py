@@ -161,6 +161,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     indices = index_plan(settings, encoders, pick_device(settings.device))
     plan = search_plan(settings, argparse.Namespace(top_k=settings.top_k), rerankers, BUILD_COMMAND + inputs.command)
     warnings = [m.warning for m in (*(e.model for e in encoders), *(model for model, _ in rerankers)) if m.warning]
+    warnings += [warning for encoder in encoders for warning in encoder.warnings]
     warnings += [] if settings.enable_chunks else [WITHOUT_CHUNKS]
     followed = [corpus.row_of[doc_id] for doc_id in right if doc_id in corpus.row_of]
     trace = _trace(inputs.data, corpus, chunks, flags.q_id, queries, indices, plan, variants, followed, warnings)

@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
-from _cli import PROJECT_ROOT
+from _cli import PROJECT_ROOT, require_writable
 
 import numpy as np
 from transformers import AutoTokenizer
@@ -37,8 +38,8 @@ from src.insight.doctor import (
     Finding,
     LocalModels,
     NotHereYetError,
-    folder_bytes,
     machine_findings,
+    model_bytes,
     space_findings,
 )
 from src.int8 import require_int8
@@ -56,6 +57,7 @@ _EIGHT_BITS = (
     "up to 100 questions are answered in float32 and in 8 bits first; the run ends where too many answers change. Its "
     "time is told for float32"
 )
+_MOST_CHARACTERS = 2_000_000  # to be cut for the examination: four seconds on a slow core
 _UNTIL_DOWNLOADED = "not known until it is downloaded"
 
 Part = tuple[str, Callable[["Patient"], Iterator[Finding]]]
@@ -69,6 +71,7 @@ class Patient:
         rerankers: the cross-encoders that are here and can run.
         scorers: by the fingerprint of their model; weights are not loaded yet.
         unknown: model -> why neither its time nor its files can be told.
+        cut: share of the corpus' text that ``chunks`` are of.
         stale: names of folders.
     """
 
@@ -83,6 +86,7 @@ class Patient:
     rerankers: tuple[tuple[ResolvedModel, float], ...] = ()
     scorers: dict[str, PairScorer] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
+    cut: float = 1.0
     stale: list[str] = field(default_factory=list)
 
     @cached_property
@@ -130,6 +134,11 @@ class Patient:
         """Plans of the bi-encoders that are here."""
         here = [entry for entry in self.entries if self.is_here(entry)]
         return encoder_plans(self.settings.model_copy(update={"encoders": here}), self.resolver)
+
+    @property
+    def chunk_count(self) -> int:
+        """How many chunks the corpus has, by the part of it that was cut."""
+        return 0 if self.chunks is None else round(len(self.chunks) / self.cut)
 
     @property
     def absent_cutter(self) -> str | None:
@@ -229,9 +238,23 @@ def data(patient: Patient) -> Iterator[Finding]:
         yield Finding("ok", "variants", used)
     except UserError as error:
         yield Finding("FAIL", "variants", str(error))
+    yield from _writable(settings, inputs.data.root)
     holder = holder_of(inputs.data.root)
     if holder is not None:
         yield Finding("FAIL", "in use", f"{inputs.data.root}: by {holder}. Let it end, or give --wait")
+
+
+def _writable(settings: Settings, data_folder: Path) -> Iterator[Finding]:
+    """Findings where the run could not write what it makes."""
+    output = PROJECT_ROOT / settings.output_file
+    if output.is_dir():
+        yield Finding("FAIL", "output", f"OUTPUT_FILE: {output} is a folder; the path of a file is needed")
+        return
+    for what, path in (("output", output), ("data folder", data_folder / "runs")):
+        try:
+            require_writable(path)
+        except UserError as error:
+            yield Finding("FAIL", what, str(error).removeprefix("--output "))
 
 
 def models(patient: Patient) -> Iterator[Finding]:
@@ -239,6 +262,8 @@ def models(patient: Patient) -> Iterator[Finding]:
     settings = patient.settings
     for (name, _), found in patient.bi_encoders.items():
         yield _model(name, "bi-encoder", found)
+    for warning in dict.fromkeys(warning for encoder in patient.encoders for warning in encoder.warnings):
+        yield Finding("note", "prefix", warning)
     if not settings.enable_cross_encoder_reranking:
         return
     here = []
@@ -338,7 +363,24 @@ def _chunks(patient: Patient, corpus: Corpus) -> Chunks:
     if cutting.unit == "tokens":
         directory = chunk_tokenizer_directory(patient.encoders, patient.resolver)
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    return chunk_corpus(corpus, cutting, tokenizer)
+    return chunk_corpus(_part(patient, corpus), cutting, tokenizer)
+
+
+def _part(patient: Patient, corpus: Corpus) -> Corpus:
+    """The corpus, with most documents empty where cutting all of it would take longer than the examination may."""
+    lengths = np.array([len(text) for text in corpus.texts])
+    order = np.random.default_rng(0).permutation(len(lengths))
+    chosen = order[: int(np.searchsorted(np.cumsum(lengths[order]), _MOST_CHARACTERS)) + 1]
+    total = int(lengths.sum())
+    if len(chosen) == len(lengths) or not total:
+        return corpus
+    patient.cut = float(lengths[chosen].sum()) / total
+    kept = set(chosen.tolist())
+    return replace(
+        corpus,
+        titles=tuple(title if row in kept else "" for row, title in enumerate(corpus.titles)),
+        texts=tuple(text if row in kept else "" for row, text in enumerate(corpus.texts)),
+    )
 
 
 def space(patient: Patient) -> Iterator[Finding]:
@@ -349,19 +391,21 @@ def space(patient: Patient) -> Iterator[Finding]:
     disk = memory = 0
     largest = 0
     for encoder in patient.encoders:
-        units = len(patient.chunks) if encoder.unit == "chunk" else len(patient.corpus)
+        units = patient.chunk_count if encoder.unit == "chunk" else len(patient.corpus)
         vectors = 4 * 1024 * units
         memory += vectors
         if encoder.name in patient.stale:
             disk += 2 * vectors
-        largest = max(largest, folder_bytes(encoder.model.directory))
+        largest = max(largest, model_bytes(encoder.model.directory))
         if encoder == indices.late_encoder and f"{encoder.name}-tokens" in patient.stale:
-            disk += min(indices.token_bytes, len(patient.chunks) * 2 * 1024 * patient.settings.chunk_tokens)
-    largest = max([largest, *(folder_bytes(model.directory) for model, _ in plan.rerankers)])
+            disk += min(indices.token_bytes, patient.chunk_count * 2 * 1024 * patient.settings.chunk_tokens)
+    largest = max([largest, *(model_bytes(model.directory) for model, _ in plan.rerankers)])
     lists = len(patient.queries) * plan.depth_documents * 8 * (len(patient.encoders) + 4)
-    yield from space_findings(
-        patient.inputs.data.root, disk + lists + (64 << 20), _BASE_MEMORY + 2 * largest + memory + lists
-    )
+    if not patient.converted:
+        converted = {encoder.model.directory for encoder in patient.encoders}
+        disk += sum(map(model_bytes, converted | {model.directory for model, _ in plan.rerankers}))
+    # Lists lie in files.
+    yield from space_findings(patient.inputs.data.root, disk + lists + (64 << 20), _BASE_MEMORY + 2 * largest + memory)
     for name, why in patient.unknown.items():
         yield Finding("note", "not counted", f"{name}: {why}")
 

@@ -1,10 +1,11 @@
 """How long the run would take, in 00_doctor.py: the models are measured on the user's own texts, for a moment."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from _doctor import Patient
 from src.core.memory import free_models
+from src.core.pair_scores import hash_texts
 from src.core.types import Chunks, Corpus
 from src.engine.pair_scorer import PairScorer, needs_library
 from src.indexing import EncoderPlan, load_encoder, units_of
@@ -18,7 +19,8 @@ START_SECONDS = 12.0  # imports and loading the models, as measured on two cores
 CONVERSION_SECONDS = 30.0
 OPENVINO_OVER_TORCH = 2.5  # of the embedded models in float32, on two cores with AVX512
 
-Work = tuple[Literal["query", "document"], str, tuple[str, ...]]
+# What a bi-encoder encodes: role, name, texts or some of them, and how many there are.
+Work = tuple[Literal["query", "document"], str, tuple[str, ...], int]
 
 
 def time_needed(patient: Patient) -> Iterator[Finding]:
@@ -50,11 +52,11 @@ def _times(patient: Patient, corpus: Corpus, chunks: Chunks) -> Iterator[tuple[s
     for encoder, work in encoding:
         model = load_encoder(encoder, indices)
         by = f" by {encoder.model.used}" if len(encoding) > 1 else ""
-        everything = [text for _, _, some in work for text in some]
+        everything = [text for _, _, some, _ in work for text in some]
         rate = faster * tokens_per_second(model, everything, work[-1][0], indices.batch_size, share)
-        for role, what, some in work:
-            seconds = len(some) * mean_tokens(model, some, role) / rate
-            yield f"encoding {len(some):,} {what}{by} {seconds:.0f} s", seconds
+        for role, what, some, count in work:
+            seconds = count * mean_tokens(model, some, role) / rate
+            yield f"encoding {count:,} {what}{by} {seconds:.0f} s", seconds
         del model  # two large ones may not fit together
     for reranker, _ in plan.rerankers:
         scorer = patient.scorers.pop(reranker.fingerprint, None)
@@ -64,7 +66,7 @@ def _times(patient: Patient, corpus: Corpus, chunks: Chunks) -> Iterator[tuple[s
         free_models()
         by_openvino = faster if needs_library(reranker.directory) is None else 1.0
         rate = by_openvino * pairs_per_second(scorer, patient.read.texts, texts, plan.batch_size, share)
-        yield _reranking(patient, plan, reranker, scorer, rate, len(texts))
+        yield _reranking(patient, plan, reranker, scorer, rate, texts)
 
 
 def _encoding(patient: Patient, corpus: Corpus, chunks: Chunks) -> list[tuple[EncoderPlan, list[Work]]]:
@@ -76,14 +78,16 @@ def _encoding(patient: Patient, corpus: Corpus, chunks: Chunks) -> list[tuple[En
     for encoder in patient.encoders:
         # A search encodes the questions once for all encoders that agree in these.
         key = encoder.model.fingerprint, encoder.query_prefix, encoder.pooling
-        _, work = found.setdefault(key, (encoder, [("query", what, asked)]))
+        _, work = found.setdefault(key, (encoder, [("query", what, asked, len(asked))]))
         if encoder.name in patient.stale or f"{encoder.name}-tokens" in patient.stale:
-            work.append(("document", f"{encoder.unit}s", units_of(corpus, chunks, encoder.unit).texts))
+            texts = units_of(corpus, chunks, encoder.unit).texts
+            count = patient.chunk_count if encoder.unit == "chunk" and patient.cut < 1 else len(texts)
+            work.append(("document", f"{encoder.unit}s", texts, count))
     return list(found.values())
 
 
 def _reranking(
-    patient: Patient, plan: SearchPlan, model: ResolvedModel, scorer: PairScorer, rate: float, chunks: int
+    patient: Patient, plan: SearchPlan, model: ResolvedModel, scorer: PairScorer, rate: float, chunks: Sequence[str]
 ) -> tuple[str, float]:
     assert patient.corpus is not None
     assert patient.inputs is not None
@@ -94,8 +98,11 @@ def _reranking(
     wordings = len({(asked[owner], text) for owner, text in zip(owners, read, strict=True)})
     pairs = wordings * min(plan.candidate_k, len(patient.corpus)) * plan.passages_per_document
     if not scorer.joint:
-        pairs = min(pairs, chunks)
-    kept = len(kept_pair_scores(patient.inputs.data, model, scorer, fresh=False, read_only=True))
+        pairs = min(pairs, patient.chunk_count)
+    kept = kept_pair_scores(patient.inputs.data, model, scorer, fresh=False, read_only=True)
+    # Candidates are not known yet; those that questions and passages of this corpus were scored with are likely ones.
+    reused = min(pairs, kept.count(hash_texts(read), hash_texts(chunks)) if len(kept) else 0)
     speed = f"{rate:,.0f} pairs/s" if rate >= 10 else f"{rate:.2g} pairs/s"
-    shorter = f"; {kept:,} kept scores may make it shorter" if kept else ""
-    return f"reranking {pairs:,} pairs {pairs / rate:.0f} s ({speed}{shorter})", pairs / rate
+    left = f", {reused:,} of them kept from earlier runs," if reused else ""
+    seconds = (pairs - reused) / rate
+    return f"reranking {pairs:,} pairs{left} {seconds:.0f} s ({speed})", seconds

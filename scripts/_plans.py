@@ -201,13 +201,19 @@ def settings_in_force(settings: Settings, plan: SearchPlan) -> dict[str, Any]:
     return settings.model_copy(update=changed).snapshot()
 
 
+def _described(encoder: EncoderPlan) -> str:
+    prefixes = [encoder.query_prefix or "", encoder.document_prefix or ""]
+    told = f"prefixes {prefixes[0]!r} and {prefixes[1]!r}" if any(prefixes) else "no prefixes"
+    return f"{encoder.model.describe()}, {told}"
+
+
 def plan_lines(
     corpus: Corpus, chunks: Chunks, queries: Queries, indices: IndexPlan, plan: SearchPlan, labels: str
 ) -> Iterator[str]:
     """Lines that say what will run: models and where they came from, device, sizes, K, labels."""
     yield f"Corpus: {len(corpus):,} documents, {len(chunks):,} chunks. Questions: {len(queries):,}. Labels: {labels}."
     for encoder in indices.encoders:
-        yield f"Bi-encoder over {encoder.unit}s: {encoder.model.describe()}, weight {encoder.weight:g}"
+        yield f"Bi-encoder over {encoder.unit}s: {_described(encoder)}, weight {encoder.weight:g}"
     for unit in indices.bm25_units:
         yield (
             f"BM25 over {unit}s: {indices.bm25_backend}, k1 {indices.bm25_k1:g}, b {indices.bm25_b:g}, "

@@ -152,6 +152,13 @@ class PairScores:
             found[asked[same]] = scores[order[places[same]]]
         return found
 
+    def count(self, questions: Hashes, passages: Hashes) -> int:
+        """How many scores are kept of these questions with these passages."""
+        known = np.isin(self._passages, passages)
+        sums = np.concatenate([[0], np.cumsum(known)])
+        asked = np.isin(self._questions, questions)
+        return int((sums[self._ends[asked]] - sums[self._starts[asked]]).sum())
+
     def add(self, questions: Hashes, passages: Hashes, scores: Floats) -> None:
         """Take scores; :meth:`save` writes them."""
         if len(scores):

@@ -30,7 +30,7 @@ class CardMaxSim:
     def __init__(self, passages: TokenVectors, device: torch.device, free_bytes: int | None = None) -> None:
         self.passages = passages
         self.device = device
-        free = torch.cuda.mem_get_info(device)[0] if free_bytes is None else free_bytes
+        free = _free_on(device) if free_bytes is None else free_bytes
         self.held = self._brought() if passages.values.nbytes <= free // 2 else None
 
     def _brought(self) -> Tensor | None:
@@ -72,3 +72,9 @@ class CardMaxSim:
         best = torch.full((len(rows), near.shape[1]), LOWEST, device=self.device)
         best = best.scatter_reduce(0, owner.unsqueeze(1).expand_as(near), near, "amax", include_self=False)
         return best.mean(1)
+
+
+def _free_on(device: torch.device) -> int:
+    """Bytes of a card's memory that can be had, what torch keeps for later among them."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + kept)

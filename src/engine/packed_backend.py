@@ -1,5 +1,6 @@
 """Cross-encoders of the BERT family on CUDA: 16 bits, tokens one after another without padding."""
 
+import copy
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -128,8 +129,12 @@ class PackedBackend:
             raise BackendUnavailableError(f"{type(model).__name__} is not of the BERT family")
         # The packed pass shares the model's weights: what they give in float32 is asked before they are converted.
         batch, expected = _probe(model)
-        self.forward = BertPairForward(model).eval().to(self.device, dtype)
-        self.forward.head.float()
+        self.forward = None  # two may not fit
+        made = BertPairForward(model).eval()
+        head = copy.deepcopy(made.head)
+        made.to(self.device, dtype)
+        made.head = head.to(self.device)
+        self.forward = made
         found = self._logits(batch).wait()
         if not bool(torch.isfinite(found).all()):
             return False
@@ -164,7 +169,8 @@ class PackedBackend:
                     "'exact'."
                 ) from error
         if logits.made_in == torch.float16:  # this part, or the one that was on its way when the last one was stored
-            scores[part.rows] = self._logits(part).wait().numpy()
+            for piece, again in self.limit.results([part], self._logits):
+                scores[piece.rows] = again.wait().numpy()
         if not np.isfinite(scores[part.rows]).all():
             raise UserError(
                 "the cross-encoder returned a score that is not finite in 16 bits. Set RERANKER_PRECISION = 'exact'."

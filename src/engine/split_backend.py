@@ -13,6 +13,8 @@ from src.engine.lanes import serve_all
 from src.engine.openvino_graphs import BackendUnavailableError
 from src.engine.pair_backends import PairBackend
 
+_WIDEST = 4  # times the batch of one device
+
 log = logging.getLogger(__name__)
 
 
@@ -28,7 +30,9 @@ class SplitBackend:
         first = self.backends[0]
         self.name = f"{first.name} on {len(self.backends)} devices"
         self.most_tokens = first.most_tokens
-        self.tokens_per_pair = first.tokens_per_pair
+        # One thread of Python at a time feeds the devices: more of them get larger batches, so that none has to wait.
+        wider = min(len(self.backends), _WIDEST)
+        self.tokens_per_pair = None if first.tokens_per_pair is None else wider * first.tokens_per_pair
 
     @property
     def arithmetic(self) -> str:

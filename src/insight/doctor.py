@@ -1,7 +1,7 @@
 """What a machine has, what a run needs, and how long it may take: findings, one line each."""
 
-import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +21,17 @@ from src.engine.devices import pick_device
 from src.engine.driver import nvidia_driver, why_no_gpu
 from src.engine.encoder import SentenceEncoder
 from src.engine.pair_scorer import PairScorer
-from src.models.resolve import ModelResolver, ResolvedModel, Role, hub_answers
+from src.models.resolve import ModelResolver, ResolvedModel, Role, hub_answers, shaping_files
 
 Level = Literal["ok", "note", "FAIL"]
 
 _GIB = 1 << 30
 _SAMPLE = 256
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMORY_LIMITS = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 _NOT_HERE = "not in the local hub cache"  # in the resolver's errors of models that it would have to download
 
 
@@ -81,7 +86,7 @@ def space_findings(folder: Path, disk_bytes: int, memory_bytes: int) -> Iterator
         place = place.parent
     for what, need, free in (
         ("disk", disk_bytes, shutil.disk_usage(place).free),
-        ("memory", memory_bytes, psutil.virtual_memory().available),
+        ("memory", memory_bytes, free_memory()),
     ):
         enough = free >= need
         fix = "" if enough else ". Free some, or lower LATE_INTERACTION_GB and the search depths"
@@ -97,7 +102,7 @@ class NotHereYetError(UserError):
     """
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"{model}: not here; the hub answers, the run would download it")
+        super().__init__(f"{model}: not here; the hub has it, the run would download it")
         self.model = model
 
 
@@ -130,7 +135,7 @@ class LocalModels(ModelResolver):
         except ModelUnavailableError as error:
             if _NOT_HERE not in str(error):
                 raise
-            if hub_answers():
+            if hub_answers(name):
                 raise NotHereYetError(name) from error
         return self.as_the_run.resolve(name, role, pooling)
 
@@ -256,6 +261,23 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files under a folder, 0 where it is not there."""
-    return sum((Path(root) / name).stat().st_size for root, _, names in os.walk(folder) for name in names)
+def model_bytes(directory: Path) -> int:
+    """Bytes of what is loaded of a model's directory; other formats of the same weights are not."""
+    return sum(path.stat().st_size for path in shaping_files(directory))
+
+
+def free_memory() -> int:
+    """Bytes of memory that this process may still take: the machine's, or less where a container's limit is lower.
+
+    Limits are those of cgroup v2 and v1; the cache of files, which gives way, does not count as taken.
+    """
+    free = int(psutil.virtual_memory().available)
+    for folder, limit, taken, cache in _MEMORY_LIMITS:
+        place = _CGROUP / folder
+        try:
+            most, used = (int((place / name).read_text()) for name in (limit, taken))
+            found = re.search(rf"^{cache} (\d+)$", (place / "memory.stat").read_text(), re.MULTILINE)
+        except (OSError, ValueError):  # no such file, or "max": no limit
+            continue
+        free = min(free, max(0, most - used + (int(found[1]) if found else 0)))
+    return free

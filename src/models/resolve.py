@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -27,6 +28,7 @@ EMBEDDED: dict[Role, str] = {
     "bi-encoder": EMBEDDED_PREFIX + embedded_e5.NAME,
     "cross-encoder": EMBEDDED_PREFIX + embedded_reranker.NAME,
 }
+_hub_is_away = threading.Event()
 CONNECT_TIMEOUT_SECONDS = 5.0
 # What the fingerprint of a directory reads, and what in it no loader reads or only copies the weights.
 _SHAPING = {".json", ".txt", ".model", ".spm", ".tiktoken", ".jinja", ".py", ".metadata", ".safetensors", ".bin"}
@@ -222,11 +224,12 @@ def _other(role: Role) -> Role:
 
 def _content(directory: Path) -> str:
     """Fingerprint of a model directory: names and whole bytes of every file that can shape the model."""
-    lines = [f"{path.relative_to(directory).as_posix()} {_sha256(path)}\n" for path in _shaping_files(directory)]
+    lines = [f"{path.relative_to(directory).as_posix()} {_sha256(path)}\n" for path in shaping_files(directory)]
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def _shaping_files(directory: Path) -> list[Path]:
+def shaping_files(directory: Path) -> list[Path]:
+    """The files of a model's directory that can shape it; of weights in two formats those that loaders take."""
     found: list[Path] = []
     seen: set[str] = set()
     for folder, folders, names in os.walk(directory, followlinks=True):
@@ -307,16 +310,20 @@ def _remember(snapshot: Path, files: Sequence[str]) -> None:
 
 
 @cache
-def hub_answers() -> bool:
-    """Whether the hub can be reached from here, at a short look; ``HF_HUB_OFFLINE`` is obeyed."""
+def hub_answers(name: str) -> bool:
+    """Whether the hub can be reached from here and has a model, at a short look; ``HF_HUB_OFFLINE`` is obeyed."""
     from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
 
-    if constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE or _hub_is_away.is_set():
         return False
     try:
-        HfApi().model_info("intfloat/multilingual-e5-small", timeout=CONNECT_TIMEOUT_SECONDS)
+        HfApi().model_info(name, timeout=CONNECT_TIMEOUT_SECONDS)
+    except HfHubHTTPError:
+        return False
     except Exception:
-        # Every way in which a hub can fail means the same: it cannot be had now.
+        # Every way in which a hub can fail means the same. The next model need not wait for that again.
+        _hub_is_away.set()
         return False
     return True
 

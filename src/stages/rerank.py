@@ -151,6 +151,7 @@ class CandidateScorer:
         self.scorer = scorer
         self.passages = passages
         self.kept = kept
+        self.arithmetic = scorer.arithmetic
         self.block = block
         self.save_seconds = save_seconds
         self.query_ids: tuple[str, ...] = ()
@@ -277,7 +278,8 @@ class CandidateScorer:
         scores = self.kept.lookup(question_keys, passage_keys)
         missing = np.isnan(scores)
         scores[missing] = self._score_missing(questions, passages, pairs[missing])
-        self.kept.add(question_keys[missing], passage_keys[missing], scores[missing])
+        if self.scorer.arithmetic == self.arithmetic:  # else it had to leave float16, which the kept scores are of
+            self.kept.add(question_keys[missing], passage_keys[missing], scores[missing])
         self.reused += int((~missing).sum())
         self.scored += int(missing.sum())
         return scores

@@ -26,6 +26,19 @@ def test_what_was_saved_is_found_by_another_process(tmp_path: Path) -> None:
     assert len(found) == 3
 
 
+def test_scores_of_some_questions_with_some_passages_are_counted(tmp_path: Path) -> None:
+    kept = PairScores(tmp_path)
+    kept.add(Q, P, np.zeros(3, np.float32))  # раз with a and b, два with a
+    kept.save()
+    found = PairScores(tmp_path)
+    for questions, passages, count in (
+        (["раз", "два"], ["a", "b"], 3), (["раз"], ["a", "c"], 1), (["два", "три"], ["a"], 1), (["три"], ["a"], 0),
+        (["раз", "раз"], ["b", "b"], 1), ([], [], 0),
+    ):  # fmt: skip
+        assert found.count(hash_texts(questions), hash_texts(passages)) == count
+    assert PairScores(tmp_path / "none").count(Q, P) == 0
+
+
 def test_the_order_of_the_two_texts_matters(tmp_path: Path) -> None:
     kept = PairScores(tmp_path)
     kept.add(Q[:1], P[:1], np.array([1.0], np.float32))

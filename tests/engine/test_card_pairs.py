@@ -68,6 +68,17 @@ def test_tables_are_brought_once_and_exchanged_for_others() -> None:
     assert cards.tokens(TokenBatch(np.arange(2), first)).ids.tolist() == first.ids.tolist()
 
 
+def test_a_card_that_joins_wrongly_leaves_it_to_the_host(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cumsum = torch.cumsum
+    monkeypatch.setattr("src.engine.card_pairs.torch.cumsum", lambda *what: cumsum(*what) - 1)
+    cards, source = CardPairs(CPU), joined("bert", ["ab", "c"], ["de"], 20)
+    for _ in range(2):
+        assert cards.tokens(TokenBatch(np.arange(2), source)).ids.tolist() == source.ids.tolist()
+    assert caplog.text.count("cpu does not put pairs together as the host does") == 1
+
+
 def test_a_card_without_room_gets_token_by_token(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -96,6 +107,7 @@ def test_the_whole_pass_stays_on_the_card(
         backend.forward = backend.forward.to(card)
         backend.device, backend.attention = card, cuda_attention()
         backend.pairs = CardPairs(card)
+        backend.pairs.checked = True  # there are no values to check
         for batch in (TokenBatch(np.arange(6), source), TokenBatch.of_rows(np.arange(2), [[5, 6, 7], [8, 9]], 0)):
             found = backend.pairs.tokens(batch)
             for tensor in (found.ids, found.places, found.offsets):

@@ -4,6 +4,7 @@ import os
 import runpy
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ import _cli
 import numpy as np
 import pytest
 from conftest import PROJECT, QUESTIONS, lay_out_hub_cache, load_script, write_csv
+from httpx2 import Request, Response
+from huggingface_hub.errors import HfHubHTTPError
 
 from config import Settings
 from src.core.data_lock import data_lock
@@ -21,7 +24,7 @@ from src.core.errors import UserError
 from src.engine.encoder import SentenceEncoder
 from src.engine.pair_scorer import CrossEncoderScorer
 from src.insight import doctor
-from src.insight.doctor import Finding, Speed, duration, measure
+from src.insight.doctor import Finding, Speed, duration, measure, space_findings
 from src.models.resolve import hub_answers
 
 TIME = "Time of ./run_cross_encoder_search.sh"
@@ -30,9 +33,15 @@ UNKNOWN = "not known until it is downloaded"
 
 @pytest.fixture
 def hub(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty hub cache, and a hub that answers."""
+    """An empty hub cache, and a hub that answers: it has the models of ``someone``."""
+
+    def model_info(_: object, name: str, **__: object) -> None:
+        if not name.startswith("someone/"):
+            raise HfHubHTTPError("404 Client Error", response=Response(404, request=Request("GET", "http://hub")))
+
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    monkeypatch.setattr("src.models.resolve._hub_is_away", threading.Event())
     hub_answers.cache_clear()
     yield hub_cache
     hub_answers.cache_clear()
@@ -129,6 +138,80 @@ def test_variants_and_a_held_folder(bank: Path, settings: Settings, capsys: pyte
     assert lines(examine(bank, settings, capsys)[1]["Data"], "in use") == []
 
 
+def test_what_could_not_be_written(bank: Path, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    code, parts = examine(bank, settings.model_copy(update={"output_file": "/proc/submission.csv"}), capsys)
+    assert code == 1
+    ((level, detail),) = lines(parts["Data"], "output")
+    assert level == "FAIL"
+    assert detail.startswith("/proc/submission.csv: no file can be written in /proc: ")
+    code, parts = examine(bank, settings.model_copy(update={"output_file": "data"}), capsys)
+    assert code == 1
+    assert lines(parts["Data"], "output")[0][1].endswith("data is a folder; the path of a file is needed")
+
+
+@pytest.mark.parametrize(
+    ("disk", "memory", "levels"), [(0, 0, "ok ok"), (1 << 60, 0, "FAIL ok"), (0, 1 << 60, "ok FAIL")]
+)
+def test_space(tmp_path: Path, disk: int, memory: int, levels: str) -> None:
+    found = list(space_findings(tmp_path / "not" / "there", disk, memory))
+    assert [finding.what for finding in found] == ["disk", "memory"]
+    assert " ".join(finding.level for finding in found) == levels
+
+
+@pytest.mark.parametrize(
+    ("folder", "files", "free"),
+    [
+        ("", {"memory.max": "3000", "memory.current": "2500", "memory.stat": "anon 1\ninactive_file 400\n"}, 900),
+        ("", {"memory.max": "max", "memory.current": "2500", "memory.stat": ""}, 10_000),
+        ("memory", {"memory.limit_in_bytes": "3000", "memory.usage_in_bytes": "2500", "memory.stat": ""}, 500),
+        ("", {}, 10_000),
+    ],
+)
+def test_a_containers_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, files: dict[str, str], free: int
+) -> None:
+    for name, text in files.items():
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(doctor, "_CGROUP", tmp_path)
+    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: SimpleNamespace(available=10_000))
+    assert doctor.free_memory() == free
+
+
+def test_a_large_corpus_is_cut_in_part(
+    bank: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{number},,,page {number},{'word ' * 50}{number}" for number in range(100, 200)]
+    write_csv(bank / "raw" / "websites_updated.csv", "web_id,url,kind,title,text", rows)
+    (bank / "raw" / "qrels.csv").unlink()
+    monkeypatch.setattr("_doctor._MOST_CHARACTERS", 2000)
+    code, parts = examine(bank, settings, capsys)
+    assert code == 0
+    # All texts are of one length and three chunks: 8 of them stand for 100.
+    assert "encoding 100 documents" in expected_time(parts)
+    assert "encoding 300 chunks" in expected_time(parts)
+
+
+def test_a_model_that_the_hub_has_not(
+    bank: Path, settings: Settings, hub: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"cross_encoder_model": "some/typo", "when_model_unavailable": "fail"}
+    code, parts = examine(bank, settings.model_copy(update=changes), capsys)
+    assert code == 1
+    assert lines(parts["Models"], "cross-encoder")[0][0] == "FAIL"
+
+
+def test_a_wrong_prefix_is_a_note(
+    bank: Path, settings: Settings, hub: Path, bi_encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_out_hub_cache(hub, "someone/e5-small", bi_encoder)
+    entry = settings.encoders[0].model_copy(update={"model": "someone/e5-small", "query_prefix": "x: "})
+    _, parts = examine(bank, settings.model_copy(update={"encoders": [entry]}), capsys)
+    ((level, detail),) = lines(parts["Models"], "prefix")
+    assert level == "note"
+    assert detail.startswith("ENCODERS: query_prefix 'x: ' of someone/e5-small is not the one")
+
+
 def test_a_truncated_index_is_seen(bank: Path, settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(bank, settings)
     index = next((bank / "indices").glob("dense-chunk-*")) / "index.faiss"
@@ -206,7 +289,7 @@ def test_variants_and_kept_scores_count(
     assert "encoding 4 questions " in detail
     assert "documents" not in detail
     assert "reranking 20 pairs" in detail
-    assert "20 kept scores may make it shorter" in detail
+    assert "reranking 20 pairs, 20 of them kept from earlier runs, 0 s (" in detail
     rows = [f'{q},"{QUESTIONS[q]}","{QUESTIONS[q]} today"' for q in ("q1", "q2")]
     write_csv(bank / "processed" / "query_variants.csv", "q_id,original_query,variant_1", rows)
     detail = expected_time(examine(bank, settings, capsys)[1])

@@ -17,6 +17,7 @@ class WordOverlap:
 
     longest_question = 20
     joint = True
+    arithmetic = "float16"
 
     def __init__(self) -> None:
         self.pairs: list[tuple[int, int]] = []
@@ -159,6 +160,19 @@ def test_kept_scores_are_not_asked_for_again(tmp_path: Path) -> None:
     assert (len(first.pairs), len(second.pairs)) == (4, 0)
     assert (again.scored, again.reused) == (0, 4)
     np.testing.assert_array_equal(one, two)
+
+
+def test_scores_of_another_arithmetic_are_not_kept(tmp_path: Path) -> None:
+    class Overflows(WordOverlap):
+        def score(self, questions: TokenTable, passages: TokenTable, pairs: np.ndarray) -> np.ndarray:
+            if self.pairs:
+                self.arithmetic = "bfloat16"
+            return super().score(questions, passages, pairs)
+
+    queries = Queries(("q0", "q1"), ("abd", "xyz"))
+    chosen, run = [[[0], [1], [3]]] * 2, candidates([[0, 1, 2]] * 2, [[3.0, 2.0, 1.0]] * 2)
+    CandidateScorer(Overflows(), passages(chosen), PairScores(tmp_path), block=1).pair_scores(queries, run)
+    assert len(PairScores(tmp_path)) == 2  # those of the first question
 
 
 def run_arrays(run: Run) -> tuple[np.ndarray, np.ndarray, str]:
