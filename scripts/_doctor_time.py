@@ -8,7 +8,7 @@ from src.core.memory import free_models
 from src.core.pair_scores import hash_texts
 from src.core.types import Chunks, Corpus
 from src.engine.pair_scorer import PairScorer, needs_library
-from src.indexing import EncoderPlan, load_encoder, units_of
+from src.indexing import EncoderPlan, IndexPlan, embedding_identity, load_encoder, tokens_left_out, units_of
 from src.insight.doctor import Finding, duration, mean_tokens, pairs_per_second, tokens_per_second
 from src.models.resolve import ResolvedModel
 from src.pipeline import kept_pair_scores
@@ -47,7 +47,7 @@ def _times(patient: Patient, corpus: Corpus, chunks: Chunks) -> Iterator[tuple[s
         how = f"the rest measured with torch, OpenVINO taken to be {faster:g} times as fast"
         yield f"converting the models, once, {CONVERSION_SECONDS:.0f} s; {how}", CONVERSION_SECONDS
     indices, plan = patient.measured_plans()
-    encoding = _encoding(patient, corpus, chunks)
+    encoding = _encoding(patient, indices, corpus, chunks)
     share = MEASURED_SECONDS / max(1, len(encoding) + len(patient.scorers))
     for encoder, work in encoding:
         model = load_encoder(encoder, indices)
@@ -69,7 +69,9 @@ def _times(patient: Patient, corpus: Corpus, chunks: Chunks) -> Iterator[tuple[s
         yield _reranking(patient, plan, reranker, scorer, rate, texts)
 
 
-def _encoding(patient: Patient, corpus: Corpus, chunks: Chunks) -> list[tuple[EncoderPlan, list[Work]]]:
+def _encoding(
+    patient: Patient, indices: IndexPlan, corpus: Corpus, chunks: Chunks
+) -> list[tuple[EncoderPlan, list[Work]]]:
     """What each bi-encoder has to encode: always the questions, and its units where their vectors are stale."""
     assert patient.queries is not None
     asked = tuple(dict.fromkeys(patient.variants.asked(patient.queries).texts))
@@ -83,6 +85,14 @@ def _encoding(patient: Patient, corpus: Corpus, chunks: Chunks) -> list[tuple[En
             texts = units_of(corpus, chunks, encoder.unit).texts
             count = patient.chunk_count if encoder.unit == "chunk" and patient.cut < 1 else len(texts)
             work.append(("document", f"{encoder.unit}s", texts, count))
+    late = indices.late_encoder
+    if late is not None and patient.inputs is not None and late.name not in patient.stale:
+        units = units_of(corpus, chunks, late.unit)
+        folder = patient.inputs.data.tokens(late.name)
+        if tokens_left_out(folder, embedding_identity(indices, late, units), indices):
+            key = late.model.fingerprint, late.query_prefix, late.pooling
+            what = "chunks at most, anew in every search, for late interaction"
+            found[key][1].append(("document", what, units.texts, len(units.texts)))
     return list(found.values())
 
 

@@ -4,7 +4,10 @@ Causal models with a template (Qwen3-Reranker, mxbai-rerank-v2), classifiers wit
 of their own. The library takes template and yes and no tokens from the model's own files.
 """
 
+import json
 from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +18,9 @@ from src.core.errors import UserError
 from src.engine.devices import explain_loading
 from src.engine.memory_limit import PairTooLargeError
 from src.engine.text_scorer import Pairs, Scores, TextScorer, TextTable, checked, text_tables
-from src.engine.tokens import TokenTable
+from src.engine.tokens import TokenTable, usable_positions
 
+_TEMPLATE_TOKENS = 256  # more than the templates of causal models take
 _QUERY = '{{ messages | selectattr("role", "eq", "query") | map(attribute="content") | first }}'
 _DOCUMENT = '{{ messages | selectattr("role", "eq", "document") | map(attribute="content") | first }}'
 
@@ -67,7 +71,8 @@ _PROMPTINGS = (
 class LibraryScorer(TextScorer):
     """Scores by ``sentence_transformers.CrossEncoder``; see :class:`~src.engine.text_scorer.TextScorer`.
 
-    The model's template comes on top of ``max_length``. The passage is cut, never the question.
+    The model's template comes on top of ``max_length``. The passage is cut, never the question; one that would leave
+    less than half of ``max_length`` to the passage may use the model's own limit.
     """
 
     def load(self) -> None:
@@ -121,20 +126,32 @@ class LibraryScorer(TextScorer):
 
     @property
     def longest_question(self) -> int:
-        """Most tokens that a question may have: all but one of the pair."""
-        return self.max_length - 1
+        """Most tokens that a question may have: all but one of the longest pair."""
+        return self._model_limit - 1
+
+    @cached_property
+    def _model_limit(self) -> int:
+        """Most tokens of question and passage that the model takes beside its template."""
+        config = json.loads((self.directory / "config.json").read_text(encoding="utf-8"))
+        positions = usable_positions(SimpleNamespace(**{"pad_token_id": 1, **config}), self.max_length)
+        causal = str((config.get("architectures") or [""])[0]).endswith("ForCausalLM")
+        template = _TEMPLATE_TOKENS if causal else int(self.tokenizer.num_special_tokens_to_add(pair=True))
+        return max(self.max_length, min(positions, int(self.tokenizer.model_max_length)) - template)
+
+    def _limits(self, question_lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.where(question_lengths > self.max_length // 2, self._model_limit, self.max_length)
 
     def pair_lengths(self, questions: TokenTable, passages: TokenTable, pairs: Pairs) -> npt.NDArray[np.int64]:
         """Tokens that are read of each pair, without the model's template, int64 [P]."""
-        whole = questions.lengths[pairs[:, 0]] + passages.lengths[pairs[:, 1]]
-        lengths: npt.NDArray[np.int64] = np.minimum(whole, self.max_length)
+        asked = questions.lengths[pairs[:, 0]]
+        lengths: npt.NDArray[np.int64] = np.minimum(asked + passages.lengths[pairs[:, 1]], self._limits(asked))
         return lengths
 
     def characters_read(self, question: str, passage: str) -> int:
         """Characters of a passage that fit beside the question; what follows them is never read."""
         asked, read = self.tokenize([question]), self.tokenize([passage])
         assert isinstance(read, TextTable)
-        return len(self._cut(read, 0, self.max_length - int(asked.lengths[0]), {}))
+        return len(self._cut(read, 0, int(self._limits(asked.lengths)[0] - asked.lengths[0]), {}))
 
     def score(self, questions: TokenTable, passages: TokenTable, pairs: Pairs) -> Scores:
         """Score pairs; see :class:`src.engine.pair_scorer.PairScorer`.
@@ -150,10 +167,8 @@ class LibraryScorer(TextScorer):
             return np.zeros(0, dtype=np.float32)
         self.load()
         ends: dict[int, list[int]] = {}
-        texts = [
-            (questions.texts[q], self._cut(passages, p, self.max_length - int(questions.lengths[q]), ends))
-            for q, p in pairs.tolist()
-        ]
+        room = self._limits(questions.lengths) - questions.lengths
+        texts = [(questions.texts[q], self._cut(passages, p, int(room[q]), ends)) for q, p in pairs.tolist()]
         lengths = self.pair_lengths(questions, passages, pairs)
         longest = int(lengths.argmax())
         question, passage = pairs[longest].tolist()

@@ -108,6 +108,22 @@ def test_a_causal_model_without_a_template_for_pairs(tmp_path: Path) -> None:
         scorer_of(folder).load()
 
 
+def test_a_long_question_may_use_the_models_own_limit(tmp_path: Path) -> None:
+    folder = save_causal(tmp_path / "model", PAIR_TEMPLATE)
+    short, long = scorer_of(folder, max_length=64), scorer_of(folder, max_length=768)
+    assert short.longest_question == long.longest_question == 1024 - 256 - 1
+    questions, passages = ["card " * 20, "card"], ["free " * 10]  # a token a byte: 100, 4 and 50
+    pairs = np.array([(0, 0), (1, 0)], dtype=np.int32)
+    found, whole = (
+        scorer.score(scorer.tokenize(questions), scorer.tokenize(passages), pairs) for scorer in (short, long)
+    )
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    tables = short.tokenize(questions), short.tokenize(passages)
+    assert short.pair_lengths(*tables, pairs).tolist() == [150, 54]
+    assert short.characters_read(questions[0], passages[0]) == 50
+    assert short.characters_read("card", "free " * 20) == 60
+
+
 def reference(model: Any, question: str, passage: str, max_length: int) -> torch.Tensor:
     tokenizer = bert_tokenizer()
     encoded = tokenizer(

@@ -215,6 +215,9 @@ def test_in_a_browser(tmp_path: Path) -> None:
     path = write_report(tmp_path, make())
     done = browse(path, "--dump-dom")
     assert "CONSOLE" not in done.stderr
+    loud = tmp_path / "loud.html"
+    loud.write_text("<script>console.error('heard')</script>", encoding="utf-8")
+    assert "CONSOLE" in browse(loud, "--dump-dom").stderr  # so its absence says something
     assert "<title>Report: rerank-on</title>" in done.stdout
     assert "<script" not in done.stdout
     # No wider than a phone: tables scroll in boxes of their own. A page of the test's own measures the report.

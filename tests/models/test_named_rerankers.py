@@ -155,9 +155,11 @@ def by_classifier(directory: Path, tokenizer: PreTrainedTokenizerFast, max_lengt
     ("name", "save", "tokenizer", "engine"),
     [
         ("cross-encoder/ms-marco-MiniLM-L-6-v2", save_bert, bert_tokenizer, "openvino"),
+        ("cross-encoder/ms-marco-MiniLM-L-12-v2", save_bert, bert_tokenizer, "torch"),
         ("DiTy/cross-encoder-russian-msmarco", save_bert, bert_tokenizer, "torch"),
         ("cross-encoder/mmarco-mMiniLMv2-L12-H384-v1", save_xlmr, xlmr_tokenizer, "torch"),
         ("BAAI/bge-reranker-base", save_xlmr, xlmr_tokenizer, "openvino"),
+        ("BAAI/bge-reranker-large", save_xlmr, xlmr_tokenizer, "torch"),
         ("BAAI/bge-reranker-v2-m3", save_long_xlmr, xlmr_tokenizer, "openvino"),
     ],
 )

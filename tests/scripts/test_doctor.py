@@ -192,6 +192,17 @@ def test_a_large_corpus_is_cut_in_part(
     assert "encoding 300 chunks" in expected_time(parts)
 
 
+def test_token_vectors_that_are_made_in_every_search_take_time(
+    bank: Path, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = settings.model_copy(update={"late_interaction_gb": 1e-9})
+    prepare(bank, small)
+    told = "encoding 7 chunks at most, anew in every search, for late interaction "
+    assert told in expected_time(examine(bank, small, capsys)[1])
+    prepare(bank, settings)
+    assert "late interaction" not in expected_time(examine(bank, settings, capsys)[1])
+
+
 def test_a_model_that_the_hub_has_not(
     bank: Path, settings: Settings, hub: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

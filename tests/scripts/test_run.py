@@ -84,6 +84,9 @@ def test_both_runs_stay_on_disk(project: Project) -> None:
     project.run("03_run_search")
     lines = project.run("03_run_search", "--no-rerank")
     assert "reranking off" in starting(lines, "Hit@5: ")
+    assert starting(lines, "  differs: ENABLE_CROSS_ENCODER_RERANKING") == (
+        "  differs: ENABLE_CROSS_ENCODER_RERANKING = False (preset: True)"
+    )
     assert not [line for line in lines if "Cross-encoder loaded" in line]
     for name in ("rerank-on", "rerank-off", "fused", "bm25-document", "bm25-chunk"):
         table = pq.read_table(project.data / "runs" / f"{name}.parquet")
@@ -264,6 +267,27 @@ def test_a_copied_folder_works_without_the_raw_files(
     assert any("uses the corpus prepared in" in line for line in lines)
     assert other.output.read_bytes() == project.output.read_bytes()
     assert "up to date" in other.run("02_build_indices")[-1]
+
+
+def test_one_encoder_is_copied_alone_whatever_the_path_of_its_model(
+    project: Project, tmp_path: Path, settings: Settings, bi_encoder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    project.prepare()
+    elsewhere = Path(shutil.copytree(bi_encoder, tmp_path / "other" / bi_encoder.name))
+    moved = [entry.model_copy(update={"model": str(elsewhere)}) for entry in settings.encoders]
+    other = Project(tmp_path / "elsewhere", settings.model_copy(update={"encoders": moved}), caplog)
+    shutil.copytree(project.data / "raw", other.data / "raw")
+    other.run("01_preprocess")
+    (chunks,) = (project.data / "embeddings").glob("dense-chunk-*[0-9a-f]")
+    for folder in project.data.glob(f"*/{chunks.name}*"):  # vectors, token vectors, index
+        shutil.copytree(folder, other.data / folder.relative_to(project.data))
+    copied = {path: path.stat().st_mtime_ns for path in other.data.rglob(f"{chunks.name}*/*") if path.is_file()}
+    assert len({path.parent for path in copied}) == 3
+    other.run("02_build_indices")
+    assert {path: path.stat().st_mtime_ns for path in copied} == copied
+    assert sorted(path.name for path in (other.data / "embeddings").iterdir()) == sorted(
+        path.name for path in (project.data / "embeddings").iterdir()
+    )
 
 
 def test_up_to_date_work_is_not_done_again(project: Project) -> None:
