@@ -18,6 +18,7 @@ from conftest import PROJECT, QUESTIONS, lay_out_hub_cache, load_script, write_c
 from httpx2 import Request, Response
 from huggingface_hub.errors import HfHubHTTPError
 
+import _doctor_time
 from config import Settings
 from src.core.data_lock import data_lock
 from src.core.errors import UserError
@@ -29,6 +30,11 @@ from src.models.resolve import hub_answers
 
 TIME = "Time of ./run_cross_encoder_search.sh"
 UNKNOWN = "not known until it is downloaded"
+
+
+@pytest.fixture(autouse=True)
+def short_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_doctor_time, "MEASURED_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -283,6 +289,7 @@ def test_slow_models_are_measured_on_one_item_each(
     monkeypatch.setattr(SentenceEncoder, "encode", slow_encode)
     monkeypatch.setattr(CrossEncoderScorer, "score", slow_score)
     monkeypatch.setattr(doctor, "measure", budgeted)
+    monkeypatch.setattr(_doctor_time, "MEASURED_SECONDS", 2.0)
     code, parts = examine(bank, settings, capsys)
     assert code == 0
     assert done == [1, 1]
