@@ -18,7 +18,6 @@ from _cli import (
 
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
 from _plans import (
-    WITHOUT_CHUNKS,
     cpu_engine,
     encoder_plans,
     index_plan,
@@ -26,8 +25,8 @@ from _plans import (
     plan_lines,
     preset_lines,
     reranker_plans,
+    run_warnings,
     search_plan,
-    settings_in_force,
     with_flags,
 )
 from _variants import load_variants
@@ -64,7 +63,7 @@ def _record(
     ]
     models += [{**model.record(), "weight": weight} for model, weight in plan.rerankers]
     return {
-        "settings": settings_in_force(settings, plan),
+        "settings": settings.snapshot(),
         "models": models,
         "questions": queries.fingerprint,
         "limit": flags.limit,
@@ -145,9 +144,10 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
 
 def _run(settings: Settings, flags: argparse.Namespace) -> None:
     profiler = Profiler()
+    settings = with_flags(settings, flags)
     inputs = choose_inputs(flags, settings, PROJECT_ROOT)
     log_inputs(inputs, PROJECT_ROOT)
-    configuration = list(preset_lines(with_flags(settings, flags)))
+    configuration = list(preset_lines(settings))
     for line in configuration:
         log.info("%s", line)
     resolver = model_resolver(settings)
@@ -174,12 +174,10 @@ def _run(settings: Settings, flags: argparse.Namespace) -> None:
     if len(variants):
         lines.append(f"Query variants: {variants.source}: {variants.describe(len(queries))}")
     record = _record(settings, flags, indices, plan, queries, variants)
-    warnings = [m.warning for m in (*(e.model for e in encoders), *(model for model, _ in rerankers)) if m.warning]
-    warnings += [warning for encoder in encoders for warning in encoder.warnings]
-    warnings += [] if settings.enable_chunks else [WITHOUT_CHUNKS]
+    warnings = run_warnings(settings, encoders, rerankers)
     result = search(
         inputs.data, corpus, chunks, queries, qrels, indices, plan, flags.output, profiler, progress_bar,
-        record, list(dict.fromkeys(warnings)), variants,
+        record, warnings, variants,
     )  # fmt: skip
     if flags.enable_profiling:
         path = inputs.data.runs / f"{result.final.name}.profile.json"

@@ -14,7 +14,7 @@ from pathlib import Path
 from _cli import PROJECT_ROOT, add_data_flags, main, positive_integer, set_up_threads
 
 from _inputs import choose_inputs, load_queries, log_inputs, prepared_corpus
-from _plans import WITHOUT_CHUNKS, encoder_plans, index_plan, model_resolver, reranker_plans, search_plan
+from _plans import encoder_plans, index_plan, model_resolver, reranker_plans, run_warnings, search_plan
 from _variants import load_variants
 from config import Settings
 from src.core.artifacts import write_json
@@ -160,9 +160,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> None:
     rerankers = reranker_plans(settings, resolver, corpus) if flags.rerank else ()
     indices = index_plan(settings, encoders, pick_device(settings.device))
     plan = search_plan(settings, argparse.Namespace(top_k=settings.top_k), rerankers, BUILD_COMMAND + inputs.command)
-    warnings = [m.warning for m in (*(e.model for e in encoders), *(model for model, _ in rerankers)) if m.warning]
-    warnings += [warning for encoder in encoders for warning in encoder.warnings]
-    warnings += [] if settings.enable_chunks else [WITHOUT_CHUNKS]
+    warnings = run_warnings(settings, encoders, rerankers)
     followed = [corpus.row_of[doc_id] for doc_id in right if doc_id in corpus.row_of]
     trace = _trace(inputs.data, corpus, chunks, flags.q_id, queries, indices, plan, variants, followed, warnings)
     characters_read: Callable[[str], int] = len

@@ -83,8 +83,8 @@ def _encoding(
         _, work = found.setdefault(key, (encoder, [("query", what, asked, len(asked))]))
         if encoder.name in patient.stale or f"{encoder.name}-tokens" in patient.stale:
             texts = units_of(corpus, chunks, encoder.unit).texts
-            count = patient.chunk_count if encoder.unit == "chunk" and patient.cut < 1 else len(texts)
-            work.append(("document", f"{encoder.unit}s", texts, count))
+            count = len(texts) / (patient.cut if encoder.unit == "chunk" else 1.0)
+            work.append(("document", f"{encoder.unit}s", texts, round(count)))
     late = indices.late_encoder
     if late is not None and patient.inputs is not None and late.name not in patient.stale:
         units = units_of(corpus, chunks, late.unit)

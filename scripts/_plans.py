@@ -2,9 +2,8 @@
 
 import logging
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from _cli import PROJECT_ROOT
 
@@ -187,18 +186,24 @@ def search_plan(
 
 
 def with_flags(settings: Settings, flags: Namespace) -> Settings:
-    """The settings as the flags of the search change them."""
-    return settings.model_copy(update={"enable_cross_encoder_reranking": flags.rerank, "top_k": flags.top_k})
-
-
-def settings_in_force(settings: Settings, plan: SearchPlan) -> dict[str, Any]:
-    """The snapshot of the settings as the flags have changed them, for the record of a run."""
+    """The settings as the flags of the search change them: what a run is recorded with."""
     changed = {
-        "enable_cross_encoder_reranking": bool(plan.rerankers),
-        "reranker_candidate_k": plan.candidate_k,
-        "top_k": plan.top_k,
+        "enable_cross_encoder_reranking": flags.rerank,
+        "reranker_candidate_k": max(settings.reranker_candidate_k, flags.top_k),
+        "top_k": flags.top_k,
     }
-    return settings.model_copy(update=changed).snapshot()
+    return settings.model_copy(update=changed)
+
+
+def run_warnings(
+    settings: Settings, encoders: Sequence[EncoderPlan], rerankers: Sequence[tuple[ResolvedModel, float]]
+) -> list[str]:
+    """What is to be repeated wherever results are shown: swapped models, wrong prefixes, chunks that are off."""
+    models = [*(encoder.model for encoder in encoders), *(model for model, _ in rerankers)]
+    found = [model.warning for model in models if model.warning]
+    found += [warning for encoder in encoders for warning in encoder.warnings]
+    found += [] if settings.enable_chunks else [WITHOUT_CHUNKS]
+    return list(dict.fromkeys(found))
 
 
 def _described(encoder: EncoderPlan) -> str:

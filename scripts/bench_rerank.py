@@ -32,12 +32,9 @@ from src.models.resolve import EMBEDDED, ModelResolver
 
 LENGTHS = ("mixed", "ru512", "short")
 LOOP, REFERENCE = "loop", "torch, sorted"
+PAIRS, PAIRS_ON_A_CARD = 2_000, 50_000
 
 log = logging.getLogger("search")
-
-
-PAIRS = 2_000
-PAIRS_ON_A_CARD = 50_000
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -44,7 +44,7 @@ class CardPairs:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.has_room = True
+        self.joins = True
         self.checked = False
         self._tables: tuple[PairTemplate, TokenTable, TokenTable] | None = None
         self._ids = torch.zeros(0, dtype=torch.int32)
@@ -69,7 +69,7 @@ class CardPairs:
             same = same and np.array_equal(found.types.cpu().numpy(), batch.kinds)
         if not same:
             log.warning("WARNING: %s does not put pairs together as the host does: the host does it.", self.device)
-            self.has_room = False
+            self.joins = False
         return same
 
     def copied(self, values: npt.NDArray[Any]) -> Tensor:
@@ -82,8 +82,10 @@ class CardPairs:
     def _hold(self, source: JoinedPairs) -> bool:
         tables = source.template, source.questions, source.passages
         held = self._tables
-        if not self.has_room or (held is not None and all(a is b for a, b in zip(held, tables, strict=True))):
-            return self.has_room
+        if not self.joins:
+            return False
+        if held is not None and all(a is b for a, b in zip(held, tables, strict=True)):
+            return True
         special = np.array(self._special(source.template), dtype=np.int32)
         # What was held makes room first.
         self._tables, self._ids = None, torch.zeros(0, dtype=torch.int32)
@@ -98,7 +100,7 @@ class CardPairs:
                 "WARNING: no room for the token tables on %s (%s): pairs are put together on the host.",
                 self.device, first_line(error)[:100],
             )  # fmt: skip
-            self.has_room = False
+            self.joins = False
             return False
         self._tables = tables
         return True
