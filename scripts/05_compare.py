@@ -12,7 +12,7 @@ from typing import Any
 from _cli import PROJECT_ROOT, add_data_flags, add_wait_flag, main, positive_integer, set_up_threads
 
 from _inputs import Inputs, choose_inputs, load_queries, log_inputs, prepared_corpus
-from _plans import encoder_plans, index_plan, model_resolver, reranker_plans, search_plan
+from _plans import encoder_plans, index_plan, model_resolver, reranker_plans, run_warnings, search_plan
 from _runs import differing_settings, find_run, read_run
 from _variants import load_variants
 from config import Settings
@@ -111,7 +111,7 @@ def _make(
     base = search_plan(settings, argparse.Namespace(top_k=settings.top_k), (), BUILD_COMMAND + inputs.command)
     plan = replace(base, candidate_k=max(depths))
     found = retrieve(inputs.data, corpus, chunks, queries, indices, plan, profiler, progress_bar, None, variants)
-    runs, warnings = [replace(found.fused, name="off")], []
+    runs, warnings = [replace(found.fused, name="off")], run_warnings(settings, encoders, ())
     for rerankers in _rerankers(flags, settings, resolver, corpus):
         warnings += [model.warning for model, _ in rerankers if model.warning]
         name = " + ".join(model.used.rsplit("/", 1)[-1].removeprefix("embedded:") for model, _ in rerankers)

@@ -183,8 +183,15 @@ def require_writable(output: Path) -> None:
     """Find out before the work, not at its end, whether ``--output`` can be written; leaves nothing behind.
 
     Raises:
-        UserError: where its folder, or the nearest one above that is there, takes no file of this name.
+        UserError: as :func:`why_not_writable` says.
     """
+    reason = why_not_writable(output)
+    if reason is not None:
+        raise UserError(f"--output {reason}. Give another path.")
+
+
+def why_not_writable(output: Path) -> str | None:
+    """Why the folder of a file, or the nearest one above that is there, takes no file of its name; else ``None``."""
     folder = output.absolute().parent
     try:
         while not (folder.exists() or folder.is_symlink()):
@@ -193,9 +200,8 @@ def require_writable(output: Path) -> None:
         with tempfile.NamedTemporaryFile(prefix=f"{output.name}.tmp-{os.getpid()}-", dir=folder):
             pass
     except OSError as error:
-        raise UserError(
-            f"--output {output}: no file can be written in {folder}: {error.strerror}. Give another path."
-        ) from None
+        return f"{output}: no file can be written in {folder}: {error.strerror}"
+    return None
 
 
 def usable_cores() -> int:

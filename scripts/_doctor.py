@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from _cli import PROJECT_ROOT, require_writable
+from _cli import PROJECT_ROOT, why_not_writable
 
 import numpy as np
 from transformers import AutoTokenizer
@@ -251,10 +251,9 @@ def _writable(settings: Settings, data_folder: Path) -> Iterator[Finding]:
         yield Finding("FAIL", "output", f"OUTPUT_FILE: {output} is a folder; the path of a file is needed")
         return
     for what, path in (("output", output), ("data folder", data_folder / "runs")):
-        try:
-            require_writable(path)
-        except UserError as error:
-            yield Finding("FAIL", what, str(error).removeprefix("--output "))
+        reason = why_not_writable(path)
+        if reason is not None:
+            yield Finding("FAIL", what, reason)
 
 
 def models(patient: Patient) -> Iterator[Finding]:
